@@ -1,0 +1,66 @@
+"""A batch of requests as jagged tensors: what the model and every baseline see of a user.
+
+Items are dense catalogue indices in [0, N); -1 is an item that the catalogue does not know. Row r owns the slice
+[offsets[r], offsets[r + 1]) of every array of its group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Requests:
+    """R requests. History holds only events strictly before the request, oldest first."""
+
+    user_ids: Tensor  # int64 [R]
+    ts_us: Tensor  # int64 [R], time of the first impression
+    attribute_offsets: Tensor  # int64 [R + 1]
+    attributes: Tensor  # int64 [A], hashed static attributes (64-bit, not yet reduced to a table's size)
+    history_offsets: Tensor  # int64 [R + 1]
+    history_items: Tensor  # int64 [H], dense
+    history_authors: Tensor  # int64 [H], raw author ids, -1 unknown
+    history_ts_us: Tensor  # int64 [H]
+    history_play_ms: Tensor  # int64 [H], -1 unknown
+    history_duration_ms: Tensor  # int64 [H], -1 unknown
+    history_feedback: Tensor  # int64 [H], bits of schemas.feedback
+    target_offsets: Tensor  # int64 [R + 1]
+    target_items: Tensor  # int64 [T], dense
+    target_feedback: Tensor  # int64 [T]
+    target_impressions: Tensor  # int64 [T]
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def to(self, device: torch.device | str) -> Requests:
+        return Requests(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def target_rows(self) -> Tensor:
+        """int64 [T]: the request of each target."""
+        return row_of(self.target_offsets)
+
+
+def row_of(offsets: Tensor) -> Tensor:
+    """int64 [offsets[-1]]: the row that owns each element of a jagged array."""
+    lengths = offsets.diff()
+    return torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths)
+
+
+def select_rows(values: Tensor, offsets: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The elements of a jagged array where `keep` (bool, one an element) holds, and their new offsets."""
+    kept_before = torch.cat([offsets.new_zeros(1), keep.long().cumsum(0)])
+    return values[keep], kept_before[offsets]
+
+
+def last_padded(values: Tensor, offsets: Tensor, width: int, fill: int = -1) -> tuple[Tensor, Tensor]:
+    """The newest `width` elements of each row, right-aligned: ([R, width], valid mask [R, width])."""
+    ends_R1 = offsets[1:, None]
+    index_RW = ends_R1 - width + torch.arange(width, device=values.device)
+    valid_RW = index_RW >= offsets[:-1, None]
+    if len(values) == 0:
+        return values.new_full(index_RW.shape, fill), valid_RW
+    padded_RW = values[index_RW.clamp(min=0, max=len(values) - 1)]
+    return padded_RW.masked_fill(~valid_RW, fill), valid_RW

@@ -1,0 +1,54 @@
+"""The catalogue as a model sees it: dense indices, codes, ranks. Dense indices exist only here and in a bundle."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.ray_tables import read_arrow
+from schemas.errors import ContractViolation
+from schemas.lake import Lake
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """N items in ascending order of item id; the dense index is the place in that order."""
+
+    item_ids: np.ndarray  # int64 [N], sorted
+    codes: np.ndarray  # int32 [N, L]
+    ranks: np.ndarray  # int32 [N], place among the items that share the codes
+    known_on: np.ndarray  # datetime64[D] [N], the day on which the item got its codes
+    codebook_version: str
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def dense(self, item_ids: np.ndarray) -> np.ndarray:
+        """int64 [...]: the dense index of each item id, -1 where the catalogue does not know it."""
+        place = np.searchsorted(self.item_ids, item_ids).clip(max=max(len(self) - 1, 0))
+        return np.where(self.item_ids[place] == item_ids, place, -1).astype(np.int64)
+
+
+def load_catalogue(lake: Lake, version: int, until: datetime.date | None = None) -> Catalogue:
+    """The semantic ids at a pinned table version. Raises ContractViolation where they mix codebooks."""
+    table = read_arrow(lake, "semantic_ids", version)
+    versions = set(table.column("codebook_version").to_pylist())
+    if len(versions) != 1:
+        raise ContractViolation(
+            f"Table semantic_ids version {version} holds codes of {len(versions)} codebooks ({sorted(versions)}); "
+            "run stage tokenize with --force, so that all items have codes of one."
+        )
+    table = table.sort_by("item_id")
+    known_on = table.column("date").to_numpy().astype("datetime64[D]")
+    keep = np.ones(len(known_on), bool) if until is None else known_on <= np.datetime64(until)
+    codes = table.column("codes").combine_chunks()
+    levels = len(codes[0])
+    return Catalogue(
+        item_ids=table.column("item_id").to_numpy()[keep],
+        codes=codes.flatten().to_numpy().reshape(-1, levels)[keep],
+        ranks=table.column("rank").to_numpy()[keep],
+        known_on=known_on[keep],
+        codebook_version=versions.pop(),
+    )

@@ -1,0 +1,68 @@
+"""Spark and Ray of one run: started at first use, one of each, stopped at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from schemas.config import ResourceConfig
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Workers find the packages of this checkout, whatever their working directory.
+ENVIRONMENT = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+
+
+class Engines:
+    """Lazily started engines; `stop` ends those that this object started."""
+
+    def __init__(self, resources: ResourceConfig) -> None:
+        self.resources = resources
+        self._spark: SparkSession | None = None
+        self._ray_started = False
+
+    @property
+    def spark(self) -> SparkSession:
+        if self._spark is None:
+            from jobs.session import spark_session
+
+            self._spark = spark_session(self.resources)
+        return self._spark
+
+    def ray(self) -> Any:
+        """The `ray` module, connected: to `ray_address`, or to a local Ray of this process."""
+        import ray
+
+        if not ray.is_initialized():
+            self._start_ray(ray)
+        return ray
+
+    def _start_ray(self, ray: Any) -> None:
+        for key, value in ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        if self.resources.ray_address:
+            ray.init(address=self.resources.ray_address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                num_cpus=self.resources.ray_cpus or os.cpu_count(),
+                object_store_memory=self.resources.object_store_mb * 2**20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True  # the same order on every pass
+        context.enable_progress_bars = False
+        self._ray_started = True
+
+    def stop(self) -> None:
+        if self._spark is not None:
+            self._spark.stop()
+            self._spark = None
+        if self._ray_started:
+            import ray
+
+            ray.shutdown()
+            self._ray_started = False

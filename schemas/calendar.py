@@ -1,0 +1,53 @@
+"""Days of a log and their roles: what trains, what validates, what tests.
+
+By days, the last days are test, those before validate, the rest train, and `fit_day` is the last train day. By user,
+all days hold train, validation and test events; the split is then a threshold of time for each user, and `fit_day` is
+the last day of the log.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from schemas.config import SplitConfig
+from schemas.errors import ContractViolation
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """The days of a log in order, and the roles that the split gives them."""
+
+    days: tuple[datetime.date, ...]
+    train: tuple[datetime.date, ...]
+    validation: tuple[datetime.date, ...]
+    test: tuple[datetime.date, ...]
+
+    @property
+    def fit_day(self) -> datetime.date:
+        """Everything fitted sees events up to the end of this day."""
+        return self.train[-1]
+
+    @property
+    def appended(self) -> tuple[datetime.date, ...]:
+        """Days after the fit, on which new items are appended to what was fitted."""
+        return tuple(day for day in self.days if day > self.fit_day)
+
+
+def calendar_of(days: Iterable[datetime.date], split: SplitConfig) -> Calendar:
+    """Raises ContractViolation where the log has too few days for the split."""
+    ordered = tuple(sorted(set(days)))
+    if split.by == "user":
+        if not ordered:
+            raise ContractViolation("The log has no days: table impressions is empty. Check source.path.")
+        return Calendar(ordered, ordered, ordered, ordered)
+    held_out = split.validation_days + split.test_days
+    if len(ordered) <= held_out:
+        raise ContractViolation(
+            f"The log has {len(ordered)} day(s), but the split holds out {held_out}; "
+            "use a longer log, lower split.validation_days and split.test_days, or set split.by to user."
+        )
+    first_test = len(ordered) - split.test_days
+    first_validation = first_test - split.validation_days
+    return Calendar(ordered, ordered[:first_validation], ordered[first_validation:first_test], ordered[first_test:])

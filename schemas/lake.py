@@ -1,0 +1,119 @@
+"""The lake as its logs tell it: where tables and artifacts lie, their versions, identities and protocol.
+
+Reads only metadata, so that a plan, a status or a skip costs milliseconds and starts no engine. Rows are read and
+written by Spark (`jobs.tables`) and read by Ray (`pipelines.ray_tables`).
+
+A commit that replaces partitions carries `{"stage", "identities": {date: identity}}` as Delta userMetadata;
+commits without it (compaction, constraints) change no identity. Artifacts (checkpoints, codebooks, bundles) are
+folders `_artifacts/STAGE/IDENTITY` that are complete once their `manifest.json` is there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltalake import DeltaTable
+
+from schemas.errors import ContractViolation
+from schemas.tables import TABLES
+
+Identities = dict[datetime.date, str]
+
+# Reader features that Ray's path over Arrow data sets honours. Column mapping is the dangerous one:
+# it would read as all-null columns without an error.
+READABLE_FEATURES = {"timestampNtz"}
+
+
+def commit_metadata(stage: str, identities: Mapping[datetime.date, str]) -> str:
+    """The userMetadata of a commit that replaces the partitions in `identities`."""
+    stamped = {day.isoformat(): value for day, value in sorted(identities.items())}
+    return json.dumps({"stage": stage, "identities": stamped})
+
+
+@dataclass(frozen=True)
+class Lake:
+    """A lake below `root`, a local path or an object-store URI."""
+
+    root: str
+
+    def path(self, table: str) -> str:
+        return f"{self.root}/{TABLES[table].name}"
+
+    def open(self, table: str, version: int | None = None) -> DeltaTable:
+        return DeltaTable(self.path(table), version=version)
+
+    def exists(self, table: str) -> bool:
+        return DeltaTable.is_deltatable(self.path(table))
+
+    def version(self, table: str) -> int | None:
+        """The newest committed version, or None where there is no table yet."""
+        return self.open(table).version() if self.exists(table) else None
+
+    def identities(self, table: str) -> Identities:
+        """The identity of each partition as its newest stamped commit gives it, a day without rows included."""
+        found: Identities = {}
+        if not self.exists(table):
+            return found
+        for commit in self.open(table).history():  # newest first
+            for day, identity in stamped_identities(commit).items():
+                found.setdefault(day, identity)
+        return found
+
+    def row_count(self, table: str, version: int | None = None) -> int:
+        """Rows by the log's own statistics; reads no data."""
+        actions = self.open(table, version).get_add_actions(flatten=True)
+        return sum(value or 0 for value in actions.column("num_records").to_pylist())
+
+    def artifact(self, stage: str, identity: str) -> Path:
+        """The folder of an artifact; a local path, since engines write into it."""
+        return Path(self.root) / "_artifacts" / stage / identity
+
+    def manifest(self, stage: str, identity: str) -> dict[str, Any] | None:
+        """The manifest of a complete artifact, or None."""
+        path = self.artifact(stage, identity) / "manifest.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def write_manifest(self, stage: str, identity: str, content: Mapping[str, Any]) -> None:
+        """Completes an artifact: the manifest appears whole or not at all."""
+        folder = self.artifact(stage, identity)
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / "manifest.json.draft"
+        draft.write_text(json.dumps({"stage": stage, "identity": identity, **content}, indent=2, default=str))
+        draft.replace(folder / "manifest.json")
+
+
+def stamped_identities(commit: Mapping[str, Any]) -> Identities:
+    """The identities that one entry of a table's history carries; empty for commits of other kinds."""
+    raw = commit.get("userMetadata")
+    if not raw:
+        return {}
+    try:
+        stamped = json.loads(raw)["identities"]
+    except (ValueError, KeyError, TypeError):
+        return {}  # somebody else's metadata
+    return {datetime.date.fromisoformat(day): identity for day, identity in stamped.items()}
+
+
+def assert_ray_readable(lake: Lake, table: str) -> None:
+    """Refuses a table whose protocol Ray would misread (deletion vectors, column mapping, newer features).
+
+    Raises ContractViolation naming the table, the feature and the remedy.
+    """
+    delta = lake.open(table)
+    protocol = delta.protocol()
+    properties = delta.metadata().configuration
+    mapping = properties.get("delta.columnMapping.mode", "none")
+    features = set(protocol.reader_features or [])
+    remedy = f"Rewrite {lake.path(table)} with that feature off; this release reads plain Delta tables only."
+    if mapping != "none":
+        raise ContractViolation(f"Table {table} uses column mapping ({mapping}), which Ray reads as nulls. {remedy}")
+    if protocol.min_reader_version > 3 or not features <= READABLE_FEATURES:
+        names = ", ".join(sorted(features - READABLE_FEATURES)) or f"reader version {protocol.min_reader_version}"
+        raise ContractViolation(f"Table {table} needs {names}, which Ray cannot read. {remedy}")
+    if protocol.min_reader_version == 2:
+        raise ContractViolation(f"Table {table} has reader version 2 (column mapping). {remedy}")

@@ -1,0 +1,51 @@
+# `make demo` and `make test` are all that a fresh machine needs: both set up what is missing first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+DATA ?=
+CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
+
+.PHONY: help setup lock demo check test format bench-baselines clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: .venv/.ready  ## environment and JARs, from the lock
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LazyRec needs Python 3.11 or later; set PYTHON=... to one.")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true); \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock; \
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(BIN)/python -m jobs.session > .venv/jars.log 2>&1 || { tail -n 1 .venv/jars.log; exit 1; }
+	touch $@
+
+lock: ## compile requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile -q --python-version 3.11 --all-extras --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url pyproject.toml -o requirements.lock
+
+demo: setup  ## the whole pipeline on simulated logs; DATA=<folder of KuaiRand-Pure> runs it on real ones
+	$(BIN)/lazyrec run --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))
+
+check: setup  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: setup  ## every test
+	$(BIN)/python -m pytest
+
+format: setup  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-baselines: setup  ## popularity, ItemKNN and SASRec on the Beauty file
+	$(BIN)/python -m benchmarks.baselines
+
+clean:  ## remove the demo's lakes
+	rm -rf lake

@@ -57,10 +57,14 @@ class Engines:
         context.enable_progress_bars = False
         self._ray_started = True
 
-    def stop(self) -> None:
+    def stop_spark(self) -> None:
+        """Ends the session and its JVM's use of memory; the next use starts a new one."""
         if self._spark is not None:
             self._spark.stop()
             self._spark = None
+
+    def stop(self) -> None:
+        self.stop_spark()
         if self._ray_started:
             import ray
 

@@ -1,0 +1,104 @@
+"""The command line: parses, calls, prints. The last line on standard output is one JSON object.
+
+Exit codes: 0 done or skipped, 1 failed, 2 wrong usage or configuration, 75 an upstream partition is missing, D is newer
+than the log or the lake is busy (a scheduler retries).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import yaml
+
+from schemas.config import Config
+from schemas.errors import EXIT_DONE, EXIT_USAGE, ConfigError, LazyRecError
+from schemas.lineage import STAGES
+from schemas.loader import load_config, parse_date
+
+STAGE_NAMES = ("ingest", *(spec.name for spec in STAGES))
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`.")
+
+
+def parser() -> argparse.ArgumentParser:
+    root = Parser(prog="lazyrec", description="From raw impression logs to a registered generative recommender.")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    summaries = {spec.name: spec.summary for spec in STAGES} | {"ingest": "raw logs to tables; bad rows aside"}
+    _command(commands, "run", "every stage in order; what is done is skipped", force=True)
+    for name in STAGE_NAMES:
+        _command(commands, name, summaries[name], force=True, date=True)
+    simulate = _command(commands, "simulate", "logs, users and videos in KuaiRand's format")
+    simulate.add_argument("--out", required=True, help="folder to write")
+    _command(commands, "report", "write the HTML report of the lake again")
+    return root
+
+
+def _command(commands: Any, name: str, summary: str, force: bool = False, date: bool = False) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary)
+    command.add_argument("--config", required=True, help="YAML file, see conf/")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. --set train.epochs=3"
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress, only the JSON line")
+    if force:
+        command.add_argument("--force", action="store_true", help="do it again even if nothing has changed")
+    if date:
+        command.add_argument("--date", help="only the partition of this day, YYYY-MM-DD")
+    return command
+
+
+def overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` arguments with values read as YAML."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair!r} is not KEY=VALUE.")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        options = parser().parse_args(arguments)
+        config = load_config(options.config, overrides(options.set))
+        answer = execute(options, config)
+    except LazyRecError as error:
+        sys.stderr.write(f"lazyrec: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("lazyrec: stopped; the lake holds the last committed versions, and the same command goes on.\n")
+        return EXIT_USAGE
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return EXIT_DONE
+
+
+def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
+    from pipelines import run
+    from pipelines.outcome import print_summary, stage_answer, summary_answer
+    from pipelines.progress import Progress
+
+    progress = Progress(options.quiet)
+    if options.command == "simulate":
+        return run.simulate_only(config, options.out, progress)
+    if options.command == "report":
+        return {"stage": "report", "status": "done", "report": str(run.report_only(config))}
+    if options.command == "run":
+        summary = run.run_all(config, options.force, progress)
+        if not options.quiet:
+            print_summary(summary)
+        return summary_answer(summary)
+    date = parse_date(options.date) if options.date else None
+    return stage_answer(run.run_one(options.command, config, options.force, date, progress))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

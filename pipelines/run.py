@@ -1,0 +1,218 @@
+"""The whole run: simulated or real logs in, a registered and measured recommender out.
+
+ingest -> sequences -> item_pairs -> embed -> tokenize -> organise -> rewards -> train -> evaluate -> register
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pipelines.engines import Engines
+from pipelines.item_names import readable
+from pipelines.locks import lake_lock
+from pipelines.progress import MemoryWatch, Progress
+from pipelines.runner import Outcome, Runner
+from pipelines.stage import StageFunction, StageResult
+from schemas.calendar import Calendar, calendar_of
+from schemas.config import Config
+from schemas.errors import ConfigError, MissingUpstream
+from schemas.lake import Lake
+from schemas.lineage import STAGES, StageSpec, artifact_identity
+from schemas.tables import TABLES
+
+
+def stage_function(name: str) -> StageFunction:
+    """The function behind a stage; imported when it is needed, so that a skip loads neither PyTorch nor Ray."""
+    from importlib import import_module
+
+    module, function = {
+        "sequences": ("pipelines.features", "sequences"),
+        "item_pairs": ("pipelines.features", "item_pairs"),
+        "organise": ("pipelines.features", "organise"),
+        "rewards": ("pipelines.features", "rewards"),
+        "embed": ("pipelines.embed", "run"),
+        "tokenize": ("pipelines.tokenize_items", "run"),
+        "train": ("pipelines.train", "run"),
+        "evaluate": ("pipelines.evaluate", "run"),
+        "register": ("pipelines.register", "run"),
+    }[name]
+    return getattr(import_module(module), function)
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a run did and what is there now."""
+
+    config: Config
+    lake: Lake
+    calendar: Calendar
+    outcomes: list[Outcome]
+    ingested: dict[str, Any]  # counts and reasons of the newest ingest
+    manifests: dict[str, dict[str, Any]]  # of train, evaluate, register
+    samples: list[dict[str, Any]]  # recommendations in words
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    report: Path | None = None
+
+    @property
+    def status(self) -> str:
+        return "done" if any(outcome.status == "done" for outcome in self.outcomes) else "skipped"
+
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """name: (version, rows) of every table that exists."""
+        found = {}
+        for name in TABLES:
+            version = self.lake.version(name)
+            if version is not None:
+                found[name] = (version, self.lake.row_count(name, version))
+        return found
+
+
+def run_all(config: Config, force: bool, progress: Progress) -> Summary:
+    """Every stage in order, under the lake's lock; a stage whose identity is already there is skipped."""
+    started = time.monotonic()
+    lake = Lake(config.lake)
+    engines = Engines(config.resources)
+    with lake_lock(config.lake), MemoryWatch() as memory, ExitStack() as cleanup:
+        cleanup.callback(engines.stop)
+        runner = Runner(config, lake, engines, progress)
+        try:
+            config = with_logs(config, engines, progress)
+            runner.config = config
+            ingested, calendar, outcomes = _ingest(runner, force)
+            for place, spec in enumerate(STAGES):
+                if all(later.engine != "spark" for later in STAGES[place:]):
+                    engines.stop_spark()  # its memory is of use to training
+                outcomes.append(runner.run_stage(spec, stage_function(spec.name), calendar, force))
+            summary = summarise(config, lake, calendar, outcomes, ingested)
+            summary.seconds, summary.peak_memory_bytes = time.monotonic() - started, memory.peak_bytes
+            summary.report = _report(summary)
+        except BaseException:
+            runner.tracker.finish({}, None, failed=True)
+            raise
+        runner.tracker.finish({"seconds": summary.seconds, "peak_memory_bytes": memory.peak_bytes}, summary.report)
+    return summary
+
+
+def run_one(name: str, config: Config, force: bool, date: datetime.date | None, progress: Progress) -> Outcome:
+    """One stage on a lake that holds what comes before it."""
+    lake = Lake(config.lake)
+    engines = Engines(config.resources)
+    with lake_lock(config.lake), ExitStack() as cleanup:
+        cleanup.callback(engines.stop)
+        runner = Runner(config, lake, engines, progress)
+        if name == "ingest":
+            runner.config = with_logs(config, engines, progress)
+            outcome = _ingest(runner, force, date)[2][0]
+        else:
+            spec = spec_of(name)
+            outcome = runner.run_stage(spec, stage_function(name), log_calendar(config, lake), force, date)
+        runner.tracker.finish({}, None)
+    return outcome
+
+
+def spec_of(name: str) -> StageSpec:
+    for spec in STAGES:
+        if spec.name == name:
+            return spec
+    raise ConfigError(f"No stage {name!r}; stages: ingest, {', '.join(spec.name for spec in STAGES)}.")
+
+
+def log_calendar(config: Config, lake: Lake) -> Calendar:
+    """The days that ingest has committed. Raises MissingUpstream where there are none."""
+    days = lake.identities("impressions")
+    if not days:
+        raise MissingUpstream(f"Table impressions is not in {lake.root} yet; run `lazyrec ingest` first.")
+    return calendar_of(days, config.split)
+
+
+def with_logs(config: Config, engines: Engines, progress: Progress) -> Config:
+    """The configuration with `source.path` set: to the simulated logs where the config asks for them."""
+    if config.source.path:
+        if not Path(config.source.path).exists():
+            raise ConfigError(f"source.path: {config.source.path} is not there; give the folder or file of the raw logs.")
+        return config
+    if config.simulate is None:
+        raise ConfigError("source.path is empty; give the folder of the raw logs, e.g. --set source.path=FOLDER.")
+    from jobs.simulate import is_simulated, simulate
+
+    folder = f"{config.lake}/_raw"
+    if not is_simulated(folder, config.simulate):
+        with progress.stage("simulate", f"{config.simulate.impressions:,} impressions in KuaiRand's format"):
+            simulate(engines.spark, config.simulate, folder)
+    return dataclasses.replace(config, source=dataclasses.replace(config.source, path=folder))
+
+
+def _ingest(
+    runner: Runner, force: bool, date: datetime.date | None = None
+) -> tuple[dict[str, Any], Calendar, list[Outcome]]:
+    from pipelines import ingest
+
+    started = time.monotonic()
+    report = None if force else ingest.done(runner.lake, runner.config)
+    if report is not None:
+        runner.progress.say("[bold]ingest[/bold]  [green]skipped[/green], the files are the same")
+        outcome = Outcome("ingest", "skipped", time.monotonic() - started)
+    else:
+        with runner.progress.stage("ingest", "raw logs to tables; bad rows aside with their reasons"):
+            report = ingest.run(runner.engines, runner.lake, runner.config, force, runner.progress.say)
+        result = StageResult(tables=report.tables, rows=report.rows_by_table)
+        result.metrics = {f"rows.{kind}": float(n) for kind, n in report.rows.items()}
+        result.metrics["seconds"] = time.monotonic() - started
+        identity = ",".join(sorted(set(runner.lake.identities("impressions").values())))[:250]
+        with runner.tracker.stage("ingest", identity) as run_id:
+            runner.tracker.log(run_id, None, {}, result)
+        outcome = Outcome("ingest", "done", time.monotonic() - started, result)
+        runner.progress.say(f"ingest  [green]done[/green] in {outcome.seconds:.1f} s; {report.rows['kept']:,} impressions")
+    ingested = {"rows": report.rows, "reasons": report.reasons}
+    return ingested, calendar_of(report.days, runner.config.split), [outcome]
+
+
+def summarise(config: Config, lake: Lake, calendar: Calendar, outcomes: list[Outcome], ingested: dict[str, Any]) -> Summary:
+    """What the lake holds for this configuration, whoever made it."""
+    manifests = {
+        name: lake.manifest(name, artifact_identity(name, config, lake, calendar)) or {}
+        for name in ("train", "evaluate", "register")
+    }
+    samples = readable(lake, manifests["evaluate"].get("samples", []))
+    return Summary(config, lake, calendar, outcomes, ingested, manifests, samples)
+
+
+def report_only(config: Config) -> Path:
+    """Writes the report of what the lake holds. Raises MissingUpstream where nothing was ingested."""
+    from pipelines import ingest
+
+    lake = Lake(config.lake)
+    config = with_logs(config, Engines(config.resources), Progress(quiet=True))
+    report = ingest.done(lake, config)
+    counts = {"rows": report.rows, "reasons": report.reasons} if report else {}
+    return _report(summarise(config, lake, log_calendar(config, lake), [], counts))
+
+
+def _report(summary: Summary) -> Path:
+    from pipelines.report import write_report
+
+    return write_report(summary)
+
+
+def simulate_only(config: Config, folder: str, progress: Progress) -> dict[str, Any]:
+    """Writes simulated logs below `folder`."""
+    if config.simulate is None:
+        raise ConfigError("The configuration has no section `simulate`; see conf/demo.yaml.")
+    from jobs.simulate import is_simulated, simulate
+
+    started = time.monotonic()
+    skipped = is_simulated(folder, config.simulate)
+    engines = Engines(config.resources)
+    with ExitStack() as cleanup:
+        cleanup.callback(engines.stop)
+        if not skipped:
+            with progress.stage("simulate", f"{config.simulate.impressions:,} impressions in KuaiRand's format"):
+                simulate(engines.spark, config.simulate, folder)
+    seconds = {"simulate": round(time.monotonic() - started, 2)}
+    return {"stage": "simulate", "status": "skipped" if skipped else "done", "seconds": seconds, "rows": {}, "tables": {}}

@@ -1,0 +1,140 @@
+"""Lineage in MLflow: one parent run a pipeline run, one nested run a stage.
+
+The lake is the record of what is done and MLflow its mirror: a stage that is done but has no run (a kill came between
+the two commits) is mirrored by the next run. The driver alone writes; workers send their metrics to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+from mlflow.data.delta_dataset_source import DeltaDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Run
+
+from pipelines.stage import StageResult
+from schemas.config import Config
+from schemas.lake import Lake
+from schemas.lineage import StagePlan
+from schemas.loader import to_mapping
+
+METRICS_A_CALL = 1000  # of one log_batch
+
+for noisy in ("mlflow", "alembic"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def tracking_uri(config: Config) -> str:
+    """The configured server, or SQLite below the lake. Always absolute: a relative default depends on who asks."""
+    if config.tracking_uri:
+        return config.tracking_uri
+    root = Path(config.lake).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{root}/mlflow.db"
+
+
+class Tracker:
+    """The parent run of one pipeline run; opened by the first stage that has something to say."""
+
+    def __init__(self, config: Config, lake: Lake) -> None:
+        self.config = config
+        self.lake = lake
+        self.uri = tracking_uri(config)
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        self.client = mlflow.MlflowClient(self.uri)
+        self.experiment_id = self._experiment()
+        self.parent: Run | None = None
+        self._mirrored: set[str] | None = None
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.config.name)
+        if found:
+            return found.experiment_id
+        local = self.uri.startswith("sqlite")
+        location = (Path(self.config.lake).resolve() / "_mlflow").as_uri() if local else None
+        return self.client.create_experiment(self.config.name, artifact_location=location)
+
+    def is_mirrored(self, identity: str) -> bool:
+        """Whether a finished run of this experiment carries the stage identity."""
+        if self._mirrored is None:
+            runs = self.client.search_runs(
+                [self.experiment_id], "attributes.status = 'FINISHED' and tags.stage != ''", max_results=5000
+            )
+            self._mirrored = {run.data.tags.get("identity", "") for run in runs}
+        return identity in self._mirrored
+
+    @contextmanager
+    def stage(self, name: str, identity: str) -> Iterator[str]:
+        """A nested run; it ends FINISHED, or FAILED where the body raises. Yields its run id."""
+        run = self.client.create_run(
+            self.experiment_id,
+            run_name=name,
+            tags={"stage": name, "identity": identity, "mlflow.parentRunId": self._parent_id()},
+        )
+        try:
+            yield run.info.run_id
+        except BaseException:
+            self.client.set_terminated(run.info.run_id, "FAILED")
+            raise
+        self.client.set_terminated(run.info.run_id, "FINISHED")
+        if self._mirrored is not None:
+            self._mirrored.add(identity)
+
+    def log(self, run_id: str, plan: StagePlan | None, pins: Mapping[str, int], result: StageResult) -> None:
+        """Inputs and outputs with versions and identities, the configuration, metrics, curves and plots."""
+        self._log_tables(run_id, pins, "input")
+        self._log_tables(run_id, result.tables, "output")
+        sections = plan.spec.settings if plan else ("source",)
+        settings = {name: to_mapping(getattr(self.config, name)) for name in sections}
+        self.client.log_dict(run_id, settings, "config.yaml")
+        if plan:
+            identities = {t: {str(d): i for d, i in ids.items()} for t, ids in plan.expected.items()}
+            self.client.log_dict(run_id, identities, "identities.json")
+        self._log_metrics(run_id, result)
+        for name, figure in result.figures.items():
+            self.client.log_figure(run_id, figure, f"plots/{name}.png")
+
+    def _log_tables(self, run_id: str, versions: Mapping[str, int], role: str) -> None:
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            for name, version in versions.items():
+                # MLflow drops version 0 from the source's JSON, so the digest and a tag carry it as well.
+                source = DeltaDatasetSource(path=self.lake.path(name), delta_table_version=version)
+                dataset = MetaDataset(source, name=name, digest=f"v{version}")  # type: ignore[abstract]
+                mlflow.log_input(dataset, context=role)
+                mlflow.set_tag(f"{role}.{name}", str(version))
+
+    def _log_metrics(self, run_id: str, result: StageResult) -> None:
+        single = {f"rows.{table}": float(n) for table, n in result.rows.items()} | result.metrics
+        metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in single.items()]
+        for name, points in result.series.items():
+            metrics += [Metric(_metric_name(name), value, 0, step) for step, value in points]
+        for start in range(0, len(metrics), METRICS_A_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
+
+    def _parent_id(self) -> str:
+        if self.parent is None:
+            self.parent = self.client.create_run(self.experiment_id, run_name=f"run {self.config.name}")
+            self.client.log_dict(self.parent.info.run_id, to_mapping(self.config), "config.yaml")
+        return self.parent.info.run_id
+
+    def finish(self, metrics: Mapping[str, float], report: Path | None, failed: bool = False) -> None:
+        """Ends the parent run, if there is one, with the run's metrics and report."""
+        if self.parent is None:
+            return
+        run_id = self.parent.info.run_id
+        self.client.log_batch(run_id, metrics=[Metric(_metric_name(k), v, 0, 0) for k, v in metrics.items()])
+        if report is not None:
+            self.client.log_artifact(run_id, str(report))
+        self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+
+def _metric_name(name: str) -> str:
+    return name.replace("@", "_at_")

@@ -40,7 +40,8 @@ def readable(lake: Lake, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not samples:
         return []
     names = item_names(lake, [item for s in samples for item in (*s["history"], *s["items"])])
-    return [
-        s | {"history": [names[item] for item in s["history"]], "items": [names[item] for item in s["items"]]}
-        for s in samples
-    ]
+
+    def words(items: list[int]) -> list[str]:
+        return [names[item] for item in items]
+
+    return [sample | {"history": words(sample["history"]), "items": words(sample["items"])} for sample in samples]

@@ -1,0 +1,113 @@
+"""Plots of the report as matplotlib figures: rows, sequence lengths, codebook use, loss, metrics beside the baselines."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {"model": "#c1440e", "popularity": "#9aa5b1", "itemknn": "#52606d", "sasrec": "#1f77b4", "oracle": "#2f9e44"}
+INK = "#323f4b"
+OTHER = "#829ab1"
+
+
+def canvas(width: float = 7.0, height: float = 3.4, columns: int = 1) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    for axis in np.atleast_1d(axes):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(colors=INK, labelsize=8)
+    return figure, axes
+
+
+def funnel(counts: Sequence[tuple[str, int]]) -> Figure:
+    """Rows at each step, from what was read to what trains."""
+    figure, axis = canvas(height=0.42 * len(counts) + 0.6)
+    names, values = [name for name, _ in counts], [value for _, value in counts]
+    axis.barh(names, values, color="#486581", height=0.62)
+    axis.invert_yaxis()
+    axis.set_xlim(0, max([*values, 1]) * 1.18)
+    for place, value in enumerate(values):
+        axis.text(value, place, f"  {value:,}", va="center", fontsize=8, color=INK)
+    axis.xaxis.set_visible(False)
+    axis.spines["bottom"].set_visible(False)
+    return figure
+
+
+def histogram(lengths: Mapping[str, np.ndarray]) -> Figure:
+    """Distributions of lengths, one panel a name, logarithmic counts."""
+    figure, axes = canvas(width=7.0, height=2.8, columns=len(lengths))
+    for axis, (name, values) in zip(np.atleast_1d(axes), lengths.items(), strict=True):
+        top = max(int(values.max(initial=1)), 1)
+        axis.hist(values, bins=np.linspace(0, top, min(top, 40) + 1), color="#486581")
+        axis.set_yscale("log")
+        axis.set_title(f"{name}\nmedian {np.median(values):.0f}, mean {values.mean():.1f}", fontsize=9, color=INK)
+    return figure
+
+
+def codebook_use(codes: np.ndarray) -> Figure:
+    """Items a code, sorted, by level; codes int [N, L]."""
+    figure, axes = canvas(columns=codes.shape[1], height=2.6)
+    for level, axis in enumerate(np.atleast_1d(axes)):
+        counts = np.sort(np.bincount(codes[:, level]))[::-1]
+        share = counts[counts > 0] / counts.sum()
+        entropy = float(-(share * np.log(share)).sum())
+        axis.bar(np.arange(len(counts)), counts, width=1.0, color="#486581")
+        axis.set_title(f"level {level + 1}: {np.count_nonzero(counts)} codes, {entropy:.2f} nats", fontsize=9, color=INK)
+        axis.set_xlabel("code, most used first", fontsize=8)
+    np.atleast_1d(axes)[0].set_ylabel("items", fontsize=8)
+    return figure
+
+
+def curves(series: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Loss by step, one line a name."""
+    figure, axis = canvas(height=3.2)
+    for name, points in series.items():
+        steps, values = zip(*points, strict=True)
+        alone = len(points) < 12
+        axis.plot(steps, values, label=name, linewidth=1.6, marker="o" if alone else None, markersize=4)
+    axis.set_xlabel("step", fontsize=8)
+    axis.set_ylabel("nats a code", fontsize=8)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def metric_bars(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str) -> Figure:
+    """`kind` ("recall" or "ndcg") at each cut-off for each system, with its interval."""
+    names = [name for name in next(iter(metrics.values())) if name.startswith(f"{kind}@")]
+    figure, axis = canvas()
+    width = 0.8 / max(len(metrics), 1)
+    for place, (system, values) in enumerate(metrics.items()):
+        kept = [(i, values[name]) for i, name in enumerate(names) if name in values]
+        bars(axis, kept, (place - (len(metrics) - 1) / 2) * width, width, system)
+    axis.set_xticks(range(len(names)), [name.replace("recall", "Recall").replace("ndcg", "NDCG") for name in names])
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def bars(axis: Axes, cells: Sequence[tuple[int, Mapping[str, float]]], shift: float, width: float, system: str) -> None:
+    centres = np.array([i for i, _ in cells]) + shift
+    heights = np.array([cell["value"] for _, cell in cells])
+    low = heights - np.array([cell.get("low", cell["value"]) for _, cell in cells])
+    high = np.array([cell.get("high", cell["value"]) for _, cell in cells]) - heights
+    errors = np.maximum(np.stack([low, high]), 0)
+    axis.bar(
+        centres, heights, width * 0.92, yerr=errors, label=system, color=COLOURS.get(system, OTHER), ecolor=INK, capsize=2
+    )
+
+
+def as_image(figure: Figure) -> str:
+    """The figure as a data URI, so that the report is one file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,88 @@
+"""RQ-Kmeans: semantic ids by exact K-means on residuals (OneRec-V1, section 2.1; OneRec-V2 uses the same tokenizer).
+
+Level l clusters R^(l) into K codes, s^(l) = argmin_k |R^(l) - c_k|, R^(l+1) = R^(l) - c_{s^(l)}, in float32. An item's
+codes are a function of its vector and the codebook alone, so appending items moves no code, and `encode` repeats the
+labels of the fit bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.kmeans import lloyd
+from model.nearest import assign
+from model.reduction import Alone, Reducer
+from schemas.config import TokenizeConfig
+from schemas.errors import ContractViolation
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """The frozen centroids, level by level, coarse to fine."""
+
+    centroids: list[Tensor]  # float32 [K, D] each
+
+    @property
+    def levels(self) -> int:
+        return len(self.centroids)
+
+    @property
+    def codes(self) -> int:
+        return len(self.centroids[0])
+
+    @property
+    def width(self) -> int:
+        return self.centroids[0].shape[1]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` gives on each rank; everything but `codes_NL` is the same on all."""
+
+    codebook: Codebook
+    codes_NL: Tensor  # int32, of this rank's rows
+    inertia: list[list[float]]  # of each level, at each iteration
+
+
+def fit(residual_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, reducer: Reducer | None = None) -> Fit:
+    """Fits the levels on the rows of all ranks. `residual_ND` float32 is consumed: it ends as the last residual.
+
+    `ids_N` int64 are distinct over all ranks. Raises ContractViolation without rows or with values that are not finite.
+    """
+    centroids, labels, inertia = [], [], []
+    for level in range(settings.levels):
+        clusters = lloyd(
+            residual_ND,
+            ids_N,
+            settings.codes,
+            salt=settings.seed * 1_000_003 + level,
+            iterations=settings.iterations,
+            tolerance=settings.tolerance,
+            chunk=settings.chunk,
+            reducer=reducer or Alone(),
+        )
+        residual_ND.sub_(clusters.centroids_KD[clusters.labels_N])
+        centroids.append(clusters.centroids_KD)
+        labels.append(clusters.labels_N.int())
+        inertia.append(clusters.inertia)
+    return Fit(Codebook(centroids), torch.stack(labels, 1), inertia)
+
+
+def encode(codebook: Codebook, x_ND: Tensor, chunk: int = 65_536) -> Tensor:
+    """int32 [N, L]: the codes of each row of `x_ND` (float32, left as it is). Raises ContractViolation at another width."""
+    if x_ND.shape[1] != codebook.width:
+        raise ContractViolation(
+            f"Vectors of {x_ND.shape[1]} dimensions do not fit a codebook of {codebook.width}; "
+            "run stages embed and tokenize with --force, so that both come from one configuration."
+        )
+    codes_NL = torch.empty(len(x_ND), codebook.levels, dtype=torch.int32, device=x_ND.device)
+    for start in range(0, len(x_ND), chunk):
+        residual_CD = x_ND[start : start + chunk].clone()
+        for level, centroids_KD in enumerate(codebook.centroids):
+            labels = assign(residual_CD, centroids_KD, chunk)
+            residual_CD -= centroids_KD[labels]
+            codes_NL[start : start + chunk, level] = labels.int()
+    return codes_NL

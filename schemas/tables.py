@@ -163,7 +163,9 @@ USER_SEQUENCES = Table(
     ),
     key=("user_id", "date"),
     written_by="sequences",
-    checks={"arrays_parallel": "size(item_ids) = size(ts_us) AND size(item_ids) = size(feedback)"},
+    checks={
+        "arrays_parallel": "cardinality(item_ids) = cardinality(ts_us) AND cardinality(item_ids) = cardinality(feedback)"
+    },
 )
 
 USER_FEATURES = Table(
@@ -182,8 +184,8 @@ USER_FEATURES = Table(
     key=("user_id", "date"),
     written_by="sequences",
     checks={
-        "short_parallel": "size(short_item_ids) = size(short_ts_us)",
-        "positive_parallel": "size(positive_item_ids) = size(positive_ts_us)",
+        "short_parallel": "cardinality(short_item_ids) = cardinality(short_ts_us)",
+        "positive_parallel": "cardinality(positive_item_ids) = cardinality(positive_ts_us)",
     },
 )
 
@@ -276,8 +278,9 @@ TRAINING_EXAMPLES = Table(
     key=("user_id", "slice_us"),
     written_by="organise",
     checks={
-        "requests_parallel": "size(request_ids) = size(history_end) AND size(target_start) = size(request_ids) + 1",
-        "context_parallel": "size(context_item_ids) = size(context_ts_us)",
+        "requests_parallel": "cardinality(request_ids) = cardinality(history_end)",
+        "targets_parallel": "cardinality(target_start) = cardinality(request_ids) + 1",
+        "context_parallel": "cardinality(context_item_ids) = cardinality(context_ts_us)",
     },
 )
 

@@ -1,0 +1,104 @@
+"""Every contract as a Delta table: Spark, Ray and DuckDB see the same rows, and constraints hold."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs import tables
+from pipelines.ray_tables import read_arrow, read_dataset
+from schemas.errors import ContractViolation, MissingUpstream
+from schemas.lake import Lake, assert_ray_readable
+from schemas.tables import TABLES, Table
+
+DAY = datetime.date(2026, 1, 2)
+OTHER = datetime.date(2026, 1, 3)
+
+
+def value_of(dtype: pa.DataType, place: int) -> Any:
+    """A value of the type that differs from row to row."""
+    if pa.types.is_list(dtype):
+        return [value_of(dtype.value_type, place + k) for k in range(2)]
+    if pa.types.is_date(dtype):
+        return DAY
+    if pa.types.is_timestamp(dtype):
+        return datetime.datetime(2026, 1, 2, 3, 4, 5, 678901 + place, datetime.UTC)
+    if pa.types.is_boolean(dtype):
+        return place % 2 == 0
+    if pa.types.is_string(dtype):
+        return f"text {place}"
+    if pa.types.is_floating(dtype):
+        return 0.25 * (place % 4)
+    return place + 1
+
+
+def rows_of(table: Table, count: int = 3) -> list[dict[str, Any]]:
+    rows = [{f.name: value_of(f.type, place) for f in table.schema} for place in range(count)]
+    for row in rows:
+        if table.name == "training_examples":
+            row["target_start"] = [0, 1, 2]
+        if table.name == "item_pairs":
+            row["weight"] += 1
+    return rows
+
+
+@pytest.mark.parametrize("name", ["impressions", "user_features", "training_examples", "rewards"])
+def test_three_readers_see_the_same_rows(spark: SparkSession, ray_module: Any, lake: Lake, name: str) -> None:
+    expected = pa.Table.from_pylist(rows_of(TABLES[name]), schema=TABLES[name].schema)
+    frame = spark.createDataFrame(expected.to_pylist(), tables.spark_schema(TABLES[name]))
+    version = tables.replace_days(spark, lake, name, frame, {DAY: "identity", OTHER: "empty"})
+    key = TABLES[name].key[0]
+    by_spark = sorted((row.asDict() for row in tables.read(spark, lake, name, version).collect()), key=lambda r: r[key])
+    by_ray = sorted(read_dataset(lake, name, version).take_all(), key=lambda r: r[key])
+    relation = duckdb.from_arrow(lake.open(name).to_pyarrow_dataset()).order(key)
+    by_duckdb = relation.to_arrow_table().select(expected.column_names)
+    assert [{c: r[c] for c in expected.column_names} for r in by_ray] == expected.to_pylist()
+    assert by_duckdb.cast(expected.schema).to_pylist() == expected.to_pylist()
+    for row, want in zip(by_spark, expected.to_pylist(), strict=True):
+        want = {k: v.replace(tzinfo=None) if isinstance(v, datetime.datetime) else v for k, v in want.items()}
+        assert row == want
+    assert lake.identities(name) == {DAY: "identity", OTHER: "empty"}
+    assert lake.row_count(name) == 3
+
+
+def test_a_row_against_a_constraint_is_refused_and_nothing_is_written(spark: SparkSession, lake: Lake) -> None:
+    schema = "user_id long, date date, source_id string, attributes array<string>"
+    good = spark.createDataFrame([(1, DAY, None, ["a=b"])], schema)
+    version = tables.replace_days(spark, lake, "users", good, {DAY: "first"})
+    bad = spark.createDataFrame([(-1, DAY, None, ["a=b"])], schema)
+    with pytest.raises(ContractViolation, match="user_not_negative"):
+        tables.replace_days(spark, lake, "users", bad, {DAY: "second"})
+    with pytest.raises(ContractViolation, match="Table users refused a row"):
+        tables.replace_days(spark, lake, "users", good, {OTHER: "of another day"})
+    with pytest.raises(ContractViolation, match="missing \\['attributes'\\]"):
+        tables.replace_days(spark, lake, "users", good.drop("attributes"), {DAY: "third"})
+    assert lake.version("users") == version
+    assert read_arrow(lake, "users", version).column("user_id").to_pylist() == [1]
+
+
+def test_what_ray_would_misread_is_refused(spark: SparkSession, lake: Lake) -> None:
+    spark.sql(
+        f"CREATE TABLE delta.`{lake.path('users')}` (user_id BIGINT) USING delta "
+        "TBLPROPERTIES ('delta.columnMapping.mode' = 'name', "
+        "'delta.minReaderVersion' = '2', 'delta.minWriterVersion' = '5')"
+    )
+    with pytest.raises(ContractViolation, match="column mapping"):
+        assert_ray_readable(lake, "users")
+    spark.sql(
+        f"CREATE TABLE delta.`{lake.path('items')}` (item_id BIGINT) USING delta "
+        "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')"
+    )
+    with pytest.raises(ContractViolation, match="deletionVectors"):
+        read_dataset(lake, "items", 0)
+
+
+def test_a_table_that_is_not_there_names_the_stage_that_makes_it(spark: SparkSession, lake: Lake) -> None:
+    with pytest.raises(MissingUpstream, match="run stage ingest first"):
+        tables.read(spark, lake, "impressions")
+    with pytest.raises(MissingUpstream, match="run stage organise first"):
+        read_dataset(lake, "training_examples", 0)

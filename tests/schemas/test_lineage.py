@@ -1,0 +1,128 @@
+"""Identities: what makes a partition stale, and what does not. Real Delta commits, no engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+
+import pyarrow as pa
+import pytest
+
+from pipelines.ray_tables import replace_days
+from schemas.calendar import Calendar, calendar_of
+from schemas.config import Config, SplitConfig
+from schemas.errors import ContractViolation
+from schemas.lake import Identities, Lake
+from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, REWARDS, SEQUENCES, StageSpec, plan, span_days
+from schemas.tables import TABLES
+
+DAYS = [datetime.date(2026, 1, 1) + datetime.timedelta(days=n) for n in range(6)]
+CALENDAR = calendar_of(DAYS, SplitConfig(validation_days=1, test_days=1))
+CONFIG = Config()
+
+
+def commit(lake: Lake, table: str, identities: Identities) -> None:
+    replace_days(lake, table, TABLES[table].schema.empty_table(), identities)
+
+
+def ingest(lake: Lake, changed: dict[datetime.date, str] | None = None) -> None:
+    """Stamps every day of the three inputs, as ingest does; `changed` gives some days of the log another content."""
+    for table in ("impressions", "items", "users"):
+        commit(lake, table, {day: f"{table}{day}" for day in DAYS})
+    if changed:
+        commit(lake, "impressions", dict(changed))
+
+
+def build(lake: Lake, spec: StageSpec, config: Config = CONFIG) -> dict[str, tuple[datetime.date, ...]]:
+    """Commits what the plan asks for and returns what was stale, by table."""
+    todo = {}
+    for table in spec.outputs:
+        made = plan(spec, config, lake, CALENDAR)
+        todo[table] = made.todo[table]
+        commit(lake, table, {day: made.expected[table][day] for day in made.todo[table]} or {DAYS[0]: "none"})
+    return todo
+
+
+def stale(lake: Lake, spec: StageSpec, config: Config = CONFIG) -> dict[str, list[datetime.date]]:
+    return {table: list(days) for table, days in plan(spec, config, lake, CALENDAR).todo.items()}
+
+
+def test_everything_is_stale_at_first_and_nothing_after_it_was_built(lake: Lake) -> None:
+    ingest(lake)
+    assert stale(lake, SEQUENCES) == {"user_sequences": DAYS, "user_features": DAYS}
+    build(lake, SEQUENCES)
+    assert plan(SEQUENCES, CONFIG, lake, CALENDAR).done
+
+
+def test_a_corrected_day_makes_stale_what_depends_on_it_and_nothing_else(lake: Lake) -> None:
+    ingest(lake)
+    for spec in (SEQUENCES, ITEM_PAIRS, ORGANISE, REWARDS):
+        build(lake, spec)
+    ingest(lake, changed={DAYS[2]: "corrected"})
+    assert stale(lake, SEQUENCES) == {"user_sequences": [DAYS[2]], "user_features": DAYS[2:]}
+    build(lake, SEQUENCES)
+    assert stale(lake, ITEM_PAIRS) == {"item_pairs": DAYS[2:6]}  # the window of 72 hours reaches three days ahead
+    assert stale(lake, ORGANISE) == {"training_examples": DAYS[2:]}
+    assert stale(lake, REWARDS) == {"rewards": DAYS[2:]}
+
+
+def test_settings_change_an_identity_and_resources_do_not(lake: Lake) -> None:
+    ingest(lake)
+    build(lake, SEQUENCES)
+    wider = dataclasses.replace(
+        CONFIG, resources=dataclasses.replace(CONFIG.resources, spark_partitions=64), lake="elsewhere"
+    )
+    assert plan(SEQUENCES, wider, lake, CALENDAR).done
+    shorter = dataclasses.replace(CONFIG, sequences=dataclasses.replace(CONFIG.sequences, short_length=5))
+    assert stale(lake, SEQUENCES, shorter)["user_features"] == DAYS
+
+
+def test_a_commit_without_identities_changes_none(lake: Lake) -> None:
+    ingest(lake)
+    before = lake.identities("impressions")
+    lake.open("impressions").alter.set_table_properties({"delta.checkpointInterval": "20"})
+    assert lake.identities("impressions") == before
+
+
+def test_missing_inputs_are_named(lake: Lake) -> None:
+    assert "impressions has no partition 2026-01-01" in plan(SEQUENCES, CONFIG, lake, CALENDAR).missing
+
+
+def test_fitted_stages_read_train_days_only(lake: Lake) -> None:
+    ingest(lake)
+    build(lake, SEQUENCES)
+    build(lake, ITEM_PAIRS)
+    build(lake, EMBED)
+    ingest(lake, changed={CALENDAR.test[0]: "poison", CALENDAR.validation[0]: "poison"})
+    build(lake, SEQUENCES)
+    build(lake, ITEM_PAIRS)
+    assert plan(EMBED, CONFIG, lake, CALENDAR).done
+
+
+def test_spans(lake: Lake) -> None:
+    day = DAYS[3]
+    assert span_days("same", day, CALENDAR, CONFIG) == [day]
+    assert span_days("before", day, CALENDAR, CONFIG) == DAYS[:3]
+    assert span_days("until", day, CALENDAR, CONFIG) == DAYS[:4]
+    assert span_days("fit", day, CALENDAR, CONFIG) == list(CALENDAR.train)
+
+
+def test_a_log_too_short_for_its_split_says_so() -> None:
+    with pytest.raises(ContractViolation, match="holds out 2"):
+        calendar_of(DAYS[:2], SplitConfig(validation_days=1, test_days=1))
+    by_user: Calendar = calendar_of(DAYS[:1], SplitConfig(by="user"))
+    assert by_user.fit_day == DAYS[0]
+
+
+def test_a_write_replaces_its_days_and_no_other(lake: Lake) -> None:
+    def rows(item: int, day: datetime.date) -> pa.Table:
+        values = {"item_id": [item], "date": [day], "codes": [[1, 2, 3]], "codebook_version": ["c"], "rank": [0]}
+        return pa.table(values, schema=TABLES["semantic_ids"].schema)
+
+    replace_days(lake, "semantic_ids", rows(1, DAYS[0]), {DAYS[0]: "a"})
+    replace_days(lake, "semantic_ids", rows(2, DAYS[1]), {DAYS[1]: "b"})
+    replace_days(lake, "semantic_ids", rows(3, DAYS[1]), {DAYS[1]: "c"})
+    assert sorted(lake.open("semantic_ids").to_pyarrow_table().column("item_id").to_pylist()) == [1, 3]
+    assert lake.identities("semantic_ids") == {DAYS[0]: "a", DAYS[1]: "c"}
+    with pytest.raises(ContractViolation, match="not among the days"):
+        replace_days(lake, "semantic_ids", rows(4, DAYS[2]), {DAYS[1]: "d"})

@@ -97,11 +97,11 @@ def test_another_width_is_refused() -> None:
 
 
 def test_large_codebook() -> None:
-    """The paper's 3 x 8,192 codes: the rows of 20,000 items find distinct places."""
-    settings = TokenizeConfig(codes=8192, iterations=2)
-    x = rows_of("normal", 20_000, 16, 0)
-    result = fit(x.clone(), torch.arange(20_000), settings)
-    assert all(level_use(codes, 8192).utilisation > 0.99 for codes in result.codes_NL.T[:1])
+    """The paper's 3 x 8,192 codes: the rows of 12,000 items find distinct places."""
+    settings = TokenizeConfig(codes=8192, iterations=1)
+    x = rows_of("normal", 12_000, 16, 0)
+    result = fit(x.clone(), torch.arange(12_000), settings)
+    assert level_use(result.codes_NL[:, 0], 8192).utilisation > 0.99
     assert torch.equal(encode(result.codebook, x), result.codes_NL)
 
 

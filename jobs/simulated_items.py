@@ -45,9 +45,7 @@ WORDS = (
     "basketball dunk hoop rebound playoffs dribble court jersey",
     "painting canvas brush watercolor sketchbook portrait gallery ink",
 )
-NOISE = (
-    "today best new watch amazing how why first last secret real simple never always daily tips moments story part".split()
-)
+NOISE = "today best new watch amazing how why first last secret real simple never always daily tips moments story part"
 INVENTED = 5  # words a topic beside the ordinary ones
 SYLLABLES = ("ba", "ko", "mi", "ru", "ta", "ne", "so", "vi", "la", "du", "pe", "zo", "fa", "gi", "ho", "ju")
 TITLE_WORDS = 3

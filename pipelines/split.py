@@ -75,6 +75,8 @@ def roles_by_user(sequences: Iterable[pa.Table], positive_mask: int) -> Roles:
         users.append(np.repeat(table.column("user_id").to_numpy(), lengths)[positive])
         times.append(table.column("ts_us").combine_chunks().flatten().to_numpy()[positive])
     pairs = np.unique(np.stack([np.concatenate(users), np.concatenate(times)]), axis=1)  # sorted by user, then time
+    if pairs.shape[1] == 0:  # nobody liked anything: everything trains, and there is nothing to test
+        return Roles(pairs[0], pairs[0], pairs[0], (NEVER, NEVER))
     user_ids, ends = np.unique(pairs[0], return_index=True)
     last = np.append(ends[1:], pairs.shape[1]) - 1
     counts = last - ends + 1

@@ -1,0 +1,197 @@
+"""An item's vector: the weighted, L2-normalised blocks of its sources side by side, from parts fitted on the fit day.
+
+Blocks: `text` (principal components of a sentence encoder), `pairs` (PPMI-SVD of co-occurrences), `attributes` (hashed
+signs), `vector` (the source's own). What the fit keeps is small and lies in one .npz, so that later days are appended
+without a refit and land in the same space.
+
+An item without pairs, a new one above all, gets as its pairs block the mean of the pairs vectors of the
+`NEIGHBOURS` items with pairs that are nearest by content (text, attributes, own vector), so that its codes lie among
+those of its kind; without content it stays zero. `sources` names what an item itself has, so such a block is not among
+them. Cost: new items x items with pairs (a sample of at most `NEIGHBOUR_POOL`), by matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from model.seeding import hash64
+from pipelines.attribute_vectors import TokenWeights, attribute_vectors, fit_weights
+from pipelines.text_encoder import Components
+from schemas.config import EmbedConfig
+from schemas.errors import ContractViolation
+
+NEIGHBOURS = 10
+NEIGHBOUR_POOL = 1_000_000
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the fit keeps. `content` holds the content blocks of those items of `pair_items` that the catalogue knows."""
+
+    sources: tuple[str, ...]  # those in use, in the order of the configuration
+    components: Components
+    tokens: TokenWeights
+    pair_items: np.ndarray  # int64 [P], sorted
+    pair_vectors: np.ndarray  # float32 [P, pairs_width]
+    content_items: np.ndarray  # int64 [C], sorted, among pair_items
+    content: np.ndarray  # float32 [C, W]
+    vector_width: int
+
+    def save(self, path: Path) -> None:
+        np.savez(
+            path,
+            sources=np.array(self.sources, dtype="U"),
+            text_mean=self.components.mean,
+            text_axes=self.components.axes,
+            token_hashes=self.tokens.hashes,
+            token_weights=self.tokens.weights,
+            token_unknown=self.tokens.unknown,
+            pair_items=self.pair_items,
+            pair_vectors=self.pair_vectors,
+            content_items=self.content_items,
+            content=self.content,
+            vector_width=self.vector_width,
+        )
+
+    @staticmethod
+    def load(path: Path) -> Fitted:
+        with np.load(path, allow_pickle=False) as saved:
+            return Fitted(
+                tuple(saved["sources"].tolist()),
+                Components(saved["text_mean"], saved["text_axes"]),
+                TokenWeights(saved["token_hashes"], saved["token_weights"], float(saved["token_unknown"])),
+                saved["pair_items"],
+                saved["pair_vectors"],
+                saved["content_items"],
+                saved["content"],
+                int(saved["vector_width"]),
+            )
+
+
+@dataclass(frozen=True)
+class DayItems:
+    """The items of one partition, sorted by id, with what the encoder made of their titles."""
+
+    items: pa.Table
+    has_title: np.ndarray  # bool [N]
+    text: np.ndarray  # float32 [titles, encoder's width]
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self.items.column("item_id").to_numpy()
+
+
+def fit_parts(
+    day: DayItems,
+    sources: tuple[str, ...],
+    components: Components,
+    pairs: tuple[np.ndarray, np.ndarray],
+    settings: EmbedConfig,
+) -> Fitted:
+    """Fits what depends on the catalogue. `pairs` are items (int64 [P], sorted) and vectors (float32 [P, W])."""
+    widths = {len(v) for v in day.items.column("vector").to_pylist() if v is not None} if "vector" in sources else {0}
+    if len(widths) > 1:
+        raise ContractViolation(f"Table items holds vectors of {sorted(widths)} dimensions; give all the same width.")
+    bare = Fitted(
+        sources,
+        components,
+        fit_weights(day.items, settings.seed),
+        *pairs,
+        content_items=np.zeros(0, np.int64),
+        content=np.zeros((0, 0), np.float32),
+        vector_width=widths.pop(),
+    )
+    content = _side_by_side(content_blocks(day, bare, settings), len(day.items))
+    kept = np.flatnonzero(np.isin(day.ids, bare.pair_items) & content.any(axis=1))
+    if len(kept) > NEIGHBOUR_POOL:
+        kept = np.sort(kept[np.argsort(hash64(day.ids[kept], settings.seed), kind="stable")[:NEIGHBOUR_POOL]])
+    return replace(bare, content_items=day.ids[kept], content=content[kept])
+
+
+def item_vectors(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> tuple[np.ndarray, list[list[str]]]:
+    """float32 [N, W] the vectors, and the sources of each item."""
+    blocks = content_blocks(day, fitted, settings)
+    own: dict[str, np.ndarray] = {source: np.any(block, axis=1) for source, block in blocks.items()}
+    if "pairs" in fitted.sources:
+        known, vectors = own_pairs(day.ids, fitted)
+        vectors[~known] = neighbours_mean(_side_by_side(blocks, len(day.items))[~known], fitted)
+        blocks["pairs"], own["pairs"] = _weighted(vectors, "pairs", settings), known
+    ordered = {source: blocks[source] for source in fitted.sources}
+    names = [[source for source in ordered if own[source][row]] for row in range(len(day.items))]
+    return _side_by_side(ordered, len(day.items)), names
+
+
+def content_blocks(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> dict[str, np.ndarray]:
+    """The weighted blocks that an item has from its first day on: all but pairs, in the order of the sources."""
+    blocks: dict[str, np.ndarray] = {}
+    for source in fitted.sources:
+        if source == "text":
+            values = np.zeros((len(day.items), fitted.components.axes.shape[1]), np.float32)
+            if len(day.text):
+                values[day.has_title] = fitted.components.project(day.text)
+        elif source == "attributes":
+            values = attribute_vectors(day.items, fitted.tokens, settings.attributes_width, settings.seed)
+        elif source == "vector":
+            values = _own_vectors(day.items, fitted.vector_width)
+        else:
+            continue
+        blocks[source] = _weighted(values, source, settings)
+    return blocks
+
+
+def own_pairs(ids: np.ndarray, fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
+    """bool [N] items with a pairs vector, and float32 [N, W] that vector, zero for the others."""
+    vectors = np.zeros((len(ids), fitted.pair_vectors.shape[1]), np.float32)
+    if len(fitted.pair_items) == 0:
+        return np.zeros(len(ids), bool), vectors
+    place = np.searchsorted(fitted.pair_items, ids).clip(max=len(fitted.pair_items) - 1)
+    known = (fitted.pair_items[place] == ids) & fitted.pair_vectors[place].any(1)
+    vectors[known] = fitted.pair_vectors[place[known]]
+    return known, vectors
+
+
+def neighbours_mean(content: np.ndarray, fitted: Fitted) -> np.ndarray:
+    """float32 [N, W]: mean of the normalised pairs vectors of the nearest items by content; zero without content."""
+    means = np.zeros((len(content), fitted.pair_vectors.shape[1]), np.float32)
+    has_content = np.flatnonzero(content.any(1)) if content.size else np.zeros(0, np.int64)
+    if len(has_content) == 0 or len(fitted.content) == 0:
+        return means
+    index = faiss.IndexFlatL2(fitted.content.shape[1])
+    index.add(np.ascontiguousarray(fitted.content))
+    _, near = index.search(np.ascontiguousarray(content[has_content]), min(NEIGHBOURS, len(fitted.content)))
+    rows = np.searchsorted(fitted.pair_items, fitted.content_items)
+    means[has_content] = normalised(fitted.pair_vectors[rows])[near].mean(1)
+    return means
+
+
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """float32 [N, W]: rows of length 1; zero rows stay zero."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+
+
+def _weighted(vectors: np.ndarray, source: str, settings: EmbedConfig) -> np.ndarray:
+    weights: Mapping[str, float] = dict(zip(settings.sources, settings.weights, strict=True))
+    return normalised(vectors) * np.float32(weights[source])
+
+
+def _own_vectors(items: pa.Table, width: int) -> np.ndarray:
+    vectors = np.zeros((len(items), width), np.float32)
+    for row, vector in enumerate(items.column("vector").to_pylist()):
+        if vector is None:
+            continue
+        if len(vector) != width:
+            item = items.column("item_id")[row]
+            raise ContractViolation(f"Item {item} has a vector of {len(vector)} dimensions, others have {width}.")
+        vectors[row] = vector
+    return vectors
+
+
+def _side_by_side(blocks: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
+    return np.concatenate([np.zeros((rows, 0), np.float32), *blocks.values()], axis=1)

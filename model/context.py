@@ -1,0 +1,206 @@
+"""Pathways: a user's features as context tokens (OneRec-V1, section 2.2, which OneRec-V2 refers to).
+
+Each pathway selects its events, embeds them and maps them by its own Dense - LeakyReLU - Dense to the common width
+d_in. No token sees another one, so everything here works on packed tokens: one row a real token and none for padding.
+Fields that the papers leave open: gap to the request and duration are bucketed by logarithm, play time as the ratio
+to the duration, authors and tags are hashed; a token's position counts from the newest event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.item_table import ItemTable, hashed
+from model.requests import Requests, row_of, select_rows
+from schemas.config import ModelConfig
+from schemas.feedback import NUM_BITS
+
+GAPS, RATIOS, DURATIONS = 64, 22, 64  # buckets
+INIT_STD = 0.05
+
+
+@dataclass
+class Tokens:
+    """Packed tokens of R requests, in the order of rows. N tokens, row r owns [offsets[r], offsets[r + 1])."""
+
+    values_ND: Tensor
+    offsets: Tensor  # int64 [R + 1]
+
+
+@dataclass
+class Layout:
+    """Where the packed tokens of all pathways lie in a padded [R, T] grid."""
+
+    places: Tensor  # int64 [N], row * T + column
+    rows: int
+    width: int  # T
+    valid_RT: Tensor  # bool
+
+
+class FeedForward(nn.Sequential):
+    """h = Dense(LeakyReLU(Dense(f)))."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__(nn.Linear(width_in, width), nn.LeakyReLU(), nn.Linear(width, width))
+
+
+class EventFields(nn.Module):
+    """Embeddings of an event's fields but its position, concatenated; shared by the pathways that read events."""
+
+    starts: Tensor
+    bits: Tensor
+
+    def __init__(self, config: ModelConfig, levels: int, num_codes: int) -> None:
+        super().__init__()
+        self.buckets = config.hash_buckets
+        width = config.embed_dim
+        sizes = torch.tensor([num_codes + 1] * levels + [GAPS, RATIOS, DURATIONS])  # +1: the unknown item's code
+        # One table for all small vocabularies: one gather and one scatter of gradients instead of six.
+        self.small = nn.Embedding(int(sizes.sum()), width)
+        self.register_buffer("starts", sizes.cumsum(0) - sizes, persistent=False)
+        self.authors = nn.Embedding(config.hash_buckets + 1, width)
+        self.tags = nn.Embedding(config.hash_buckets + 1, width, padding_idx=0)
+        self.feedback = nn.Linear(NUM_BITS, width)
+        self.register_buffer("bits", 1 << torch.arange(NUM_BITS), persistent=False)
+        self.width = width * (levels + 6)
+        for table in (self.small, self.authors, self.tags):
+            nn.init.normal_(table.weight, std=INIT_STD)
+        with torch.no_grad():
+            self.tags.weight[0].zero_()
+
+    def forward(self, requests: Requests, items: ItemTable, index: Tensor, rows: Tensor) -> Tensor:
+        """[N, width] of the events `index` (places in the history arrays) of the requests `rows`."""
+        place = items.place(requests.history_items[index])
+        duration = requests.history_duration_ms[index]
+        small = torch.stack(
+            [
+                *items.codes[place].unbind(1),
+                gap_bucket(requests.ts_us[rows] - requests.history_ts_us[index]),
+                ratio_bucket(requests.history_play_ms[index], duration),
+                duration_bucket(duration),
+            ],
+            dim=1,
+        )
+        given = requests.history_authors[index]
+        authors = torch.where(given < 0, items.authors[place], hashed(given, self.buckets))
+        flags = (requests.history_feedback[index, None] & self.bits) != 0
+        tags = F.embedding_bag(items.tags[place], self.tags.weight, mode="mean", padding_idx=0)
+        return torch.cat(
+            [
+                self.small(small + self.starts).flatten(1),
+                self.authors(authors),
+                tags,
+                self.feedback(flags.to(self.small.weight.dtype)),
+            ],
+            dim=1,
+        )
+
+
+def gap_bucket(gap_us: Tensor) -> Tensor:
+    """Two buckets an octave of seconds: 0 is under half a second, 63 over a thousand years."""
+    seconds = gap_us.clamp(min=0).float() / 1e6
+    return (2 * torch.log2(1 + seconds)).long().clamp(max=GAPS - 1)
+
+
+def ratio_bucket(play_ms: Tensor, duration_ms: Tensor) -> Tensor:
+    """0 unknown; then tenths of the duration, up to twice."""
+    ratio = (10 * play_ms.float() / duration_ms.clamp(min=1).float()).long().clamp(0, RATIOS - 2)
+    return torch.where((play_ms < 0) | (duration_ms < 0), 0, 1 + ratio)
+
+
+def duration_bucket(duration_ms: Tensor) -> Tensor:
+    """0 unknown; then two buckets an octave of milliseconds."""
+    bucket = 1 + (2 * torch.log2(1 + duration_ms.clamp(min=0).float())).long()
+    return torch.where(duration_ms < 0, 0, bucket.clamp(max=DURATIONS - 1))
+
+
+class StaticPathway(nn.Module):
+    """One token: the mean of the hashed attributes' embeddings, or a learned one where a user has none."""
+
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__()
+        self.buckets = config.hash_buckets
+        self.attributes = nn.Embedding(config.hash_buckets, config.embed_dim)
+        nn.init.normal_(self.attributes.weight, std=INIT_STD)
+        self.empty = nn.Parameter(torch.randn(config.embed_dim) * INIT_STD)
+        self.network = FeedForward(config.embed_dim, width)
+
+    def forward(self, requests: Requests) -> Tokens:
+        offsets = requests.attribute_offsets
+        places = requests.attributes.remainder(self.buckets)
+        mean_RE = F.embedding_bag(places, self.attributes.weight, offsets, mode="mean", include_last_offset=True)
+        mean_RE = torch.where((offsets.diff() == 0)[:, None], self.empty, mean_RE)
+        return Tokens(self.network(mean_RE), torch.arange(len(offsets), device=offsets.device))
+
+
+class EventPathway(nn.Module):
+    """The newest `length` events, of all or of those with a bit of `mask`; one token an event."""
+
+    def __init__(self, fields: EventFields, length: int, mask: int | None, embed_dim: int, width: int) -> None:
+        super().__init__()
+        self.length, self.mask = length, mask
+        self.positions = nn.Embedding(length, embed_dim)
+        nn.init.normal_(self.positions.weight, std=INIT_STD)
+        self.network = FeedForward(fields.width + embed_dim, width)
+
+    def select(self, requests: Requests) -> tuple[Tensor, Tensor]:
+        """Places in the history arrays (int64 [N]), and their offsets (int64 [R + 1])."""
+        offsets = requests.history_offsets
+        index = torch.arange(len(requests.history_items), device=offsets.device)
+        if self.mask is not None:
+            index, offsets = select_rows(index, offsets, (requests.history_feedback & self.mask) != 0)
+        return select_rows(index, offsets, ages(offsets) < self.length)
+
+    def forward(self, fields: EventFields, requests: Requests, items: ItemTable) -> Tokens:
+        index, offsets = self.select(requests)
+        features = fields(requests, items, index, row_of(offsets))
+        return Tokens(self.network(torch.cat([features, self.positions(ages(offsets))], dim=1)), offsets)
+
+
+def ages(offsets: Tensor) -> Tensor:
+    """int64 [offsets[-1]]: the place of each element of a jagged array from its row's end, 0 the newest."""
+    ends = torch.repeat_interleave(offsets[1:], offsets.diff())
+    return ends - 1 - torch.arange(len(ends), device=offsets.device)
+
+
+class Context(nn.Module):
+    """All pathways. A further pathway (lifelong) is one more entry of `_pathways`."""
+
+    def __init__(self, config: ModelConfig, levels: int, num_codes: int, engaged_mask: int) -> None:
+        super().__init__()
+        width = config.d_model  # d_in, which the papers leave open
+        self.fields = EventFields(config, levels, num_codes)
+        self.static = StaticPathway(config, width)
+        self.short = EventPathway(self.fields, config.short_length, None, config.embed_dim, width)
+        self.positive = EventPathway(self.fields, config.positive_length, engaged_mask, config.embed_dim, width)
+
+    def _pathways(self, requests: Requests, items: ItemTable) -> list[Tokens]:
+        return [
+            self.static(requests),
+            self.short(self.fields, requests, items),
+            self.positive(self.fields, requests, items),
+        ]
+
+    def forward(self, requests: Requests, items: ItemTable) -> tuple[Tensor, Layout]:
+        """Packed tokens [N, d_in] of all pathways, and where they lie in the padded grid."""
+        parts = self._pathways(requests, items)
+        return torch.cat([part.values_ND for part in parts]), layout_of([part.offsets for part in parts])
+
+
+def layout_of(offsets: list[Tensor]) -> Layout:
+    """Rows side by side: in each row the tokens of the pathways follow each other without gaps."""
+    lengths = torch.stack([o.diff() for o in offsets])  # [pathways, R]
+    firsts = lengths.cumsum(0) - lengths
+    total_R = lengths.sum(0)
+    width = max(int(total_R.max()), 1) if len(total_R) else 1
+    places = []
+    for first_R, offset in zip(firsts, offsets, strict=True):
+        row = row_of(offset)
+        column = first_R[row] + torch.arange(len(row), device=row.device) - offset[row]
+        places.append(row * width + column)
+    valid_RT = torch.arange(width, device=total_R.device) < total_R[:, None]
+    return Layout(torch.cat(places), len(total_R), width, valid_RT)

@@ -1,0 +1,92 @@
+"""Context tokens and their keys and values: who influences what, equations 1 to 4, and padding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from model.context import duration_bucket, gap_bucket, ratio_bucket
+from model.context_processor import ContextProcessor
+from model.requests import Requests, row_of
+from tests.model.requests import ENGAGED, SMALL, catalogue, random_requests, small_decoder
+
+ITEMS = catalogue(30)
+
+
+def packed_kv(decoder, requests: Requests) -> torch.Tensor:
+    """Keys of the first pair as [N, C], in the order of the packed tokens."""
+    tokens, layout = decoder.context(requests, ITEMS)
+    keys = decoder.processor(tokens, layout).pairs[0][0]
+    return keys.transpose(1, 2).reshape(layout.rows * layout.width, -1)[layout.places]
+
+
+def test_tokens_are_the_static_one_the_newest_events_and_the_newest_engaged_ones() -> None:
+    requests = random_requests(40, 30, history=15)
+    decoder = small_decoder()
+    for pathway, mask in ((decoder.context.short, None), (decoder.context.positive, ENGAGED)):
+        index, offsets = pathway.select(requests)
+        for row in range(len(requests)):
+            start, end = requests.history_offsets[row : row + 2].tolist()
+            events = [i for i in range(start, end) if mask is None or requests.history_feedback[i] & mask]
+            assert index[offsets[row] : offsets[row + 1]].tolist() == events[-pathway.length :]
+
+
+def test_one_event_changes_only_its_own_keys_and_values() -> None:
+    requests = random_requests(6, 30, seed=3)
+    decoder = small_decoder().eval()
+    before = packed_kv(decoder, requests)
+    event = int(requests.history_offsets[3]) - 1  # the newest of row 2
+    assert row_of(requests.history_offsets)[event] == 2
+    changed = requests.history_items.clone()
+    changed[event] = (changed[event] + 1) % 30
+    after = packed_kv(decoder, dataclasses.replace(requests, history_items=changed))
+    moved = (before != after).any(1)
+    readers = sum(
+        int((pathway.select(requests)[0] == event).sum()) for pathway in (decoder.context.short, decoder.context.positive)
+    )
+    assert int(moved.sum()) == readers >= 1
+
+
+@pytest.mark.parametrize(("s_kv", "l_kv", "g_kv"), [(1, 1, 2), (2, 1, 2), (1, 2, 1), (2, 2, 1)])
+def test_equations_one_to_four(s_kv: int, l_kv: int, g_kv: int) -> None:
+    config = dataclasses.replace(SMALL, s_kv=s_kv, l_kv=l_kv, g_kv=g_kv)
+    torch.manual_seed(1)
+    processor = ContextProcessor(config)
+    for norm in processor.norms:
+        torch.nn.init.normal_(norm.weight)
+    decoder = small_decoder(s_kv=s_kv, l_kv=l_kv, g_kv=g_kv)
+    tokens, layout = decoder.context(random_requests(3, 30), ITEMS)
+    kv = processor(tokens, layout)
+    d_head = config.d_model // config.heads
+    assert processor.map.weight.shape == (s_kv * l_kv * g_kv * d_head, config.d_model)
+    assert len(kv.pairs) == l_kv
+    mapped = tokens @ processor.map.weight.T
+    for layer, (key, value) in enumerate(kv.pairs):
+        for part, tensor in enumerate((key, value)):
+            chunk = layer * s_kv + (part if s_kv == 2 else 0)
+            c = mapped[:, chunk * g_kv * d_head : (chunk + 1) * g_kv * d_head]
+            wanted = c / (c.pow(2).mean(1, keepdim=True) + 1e-6).sqrt() * processor.norms[chunk].weight
+            got = tensor.transpose(1, 2).reshape(layout.rows * layout.width, -1)[layout.places]
+            assert torch.allclose(got, wanted, atol=1e-5)
+        assert (value is key) == (s_kv == 1)
+
+
+def test_padding_is_masked_and_every_row_has_its_static_token() -> None:
+    requests = random_requests(20, 30, history=3)
+    tokens, layout = small_decoder().context(requests, ITEMS)
+    kv = small_decoder().processor(tokens, layout)
+    assert torch.equal(kv.bias_R11T[:, 0, 0] == 0, layout.valid_RT)
+    assert layout.valid_RT[:, 0].all()
+    assert len(layout.places.unique()) == len(layout.places) == int(layout.valid_RT.sum()) == len(tokens)
+
+
+def test_buckets_keep_order_and_name_the_unknown() -> None:
+    gaps = gap_bucket(torch.tensor([0, 10**6, 60 * 10**6, 3600 * 10**6, 10**13, 10**18]))
+    assert gaps[0] == 0 and (gaps.diff() > 0).all() and gaps.max() < 64
+    assert ratio_bucket(torch.tensor([-1, 5, 0, 50, 99, 10**9]), torch.tensor([10, -1, 100, 100, 100, 1])).tolist() == [
+        0, 0, 1, 6, 10, 21,
+    ]  # fmt: skip
+    durations = duration_bucket(torch.tensor([-1, 1, 1000, 60_000, 10**9]))
+    assert durations[0] == 0 and (durations.diff() > 0).all()

@@ -1,0 +1,83 @@
+"""The command line of a single Spark job: `python -m jobs.sequences --config F [--date D] [--force]`, or the same
+file by spark-submit with `resources.spark_master: ""`.
+
+It plans, runs and stamps exactly as the stage of the whole run does, without Ray or MLflow, and prints one JSON object.
+It takes no lock: the scheduler sees to it that one run at a time works on a lake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from pyspark.sql import SparkSession
+
+from jobs.session import spark_session
+from schemas.calendar import Calendar, calendar_of
+from schemas.config import Config
+from schemas.errors import EXIT_DONE, LazyRecError, MissingUpstream
+from schemas.lake import Identities, Lake
+from schemas.lineage import StageSpec, plan
+from schemas.loader import load_config, parse_date
+from schemas.tables import TABLES
+
+Run = Callable[
+    [SparkSession, Lake, Config, Calendar, Mapping[str, Identities], Mapping[str, int]],
+    dict[str, int],
+]
+
+
+def main(spec: StageSpec, run: Run, arguments: Sequence[str] | None = None) -> int:
+    """Runs one job by its command line and returns the exit code (see schemas.errors)."""
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{spec.name}", description=spec.summary)
+    parser.add_argument("--config", required=True, help="YAML file of the deployment")
+    parser.add_argument("--date", help="write this day only (YYYY-MM-DD); default: every stale day in one pass")
+    parser.add_argument("--force", action="store_true", help="write again what is already there")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    try:
+        day = parse_date(options.date) if options.date else None
+        tables = run_job(spec, run, load_config(options.config), day, options.force)
+    except LazyRecError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    status = "done" if tables else "skipped"
+    seconds = {spec.name: round(time.monotonic() - started, 3)}
+    sys.stdout.write(json.dumps({"stage": spec.name, "status": status, "seconds": seconds, "tables": tables}) + "\n")
+    return EXIT_DONE
+
+
+def run_job(
+    spec: StageSpec, run: Run, config: Config, day: datetime.date | None = None, force: bool = False
+) -> dict[str, int]:
+    """Writes the stale days, or `day` alone; the versions written, none where all is fresh.
+
+    Raises MissingUpstream where an input is missing or `day` is newer than the log.
+    """
+    lake = Lake(config.lake)
+    calendar = calendar_of(lake.identities("impressions"), config.split)
+    todo = todo_of(spec, config, lake, calendar, day, force)
+    if not todo:
+        return {}
+    pins = {name: version for name in TABLES if (version := lake.version(name)) is not None}
+    return run(spark_session(config.resources), lake, config, calendar, todo, pins)
+
+
+def todo_of(
+    spec: StageSpec, config: Config, lake: Lake, calendar: Calendar, day: datetime.date | None, force: bool
+) -> dict[str, Identities]:
+    """The identities to stamp by table and stale day; tables without a stale day are left out."""
+    if day is not None and day not in calendar.days:
+        raise MissingUpstream(f"The log has no day {day}: its days are {calendar.days[0]} to {calendar.days[-1]}.")
+    # A day's inputs lie on or before it, so later days need not be there.
+    upto = dataclasses.replace(calendar, days=tuple(d for d in calendar.days if day is None or d <= day))
+    planned = plan(spec, config, lake, upto, force)
+    if planned.missing:
+        raise MissingUpstream(f"{planned.missing[0]}; run the stage that writes it first.")
+    wanted = {table: [d for d in days if day in (None, d)] for table, days in planned.todo.items()}
+    return {table: {d: planned.expected[table][d] for d in days} for table, days in wanted.items() if days}

@@ -2,7 +2,7 @@
 
 A query is one request of a role with at least one positive target; every positive target of it counts, also an item
 that the catalogue does not know. Positives take 24 bytes each in this process; requests stream through in batches and
-are never held together. Samples are chosen by a hash of user and time, so that they depend on no order.
+are never held together.
 """
 
 from __future__ import annotations

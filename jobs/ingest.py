@@ -1,0 +1,281 @@
+"""Raw logs to `impressions`, `items`, `users` and `rejected_rows`: dedupe, reject, reconcile, commit.
+
+Contract: every row after the header is kept, a duplicate, rejected with a reason, or outside source.first_day to
+source.last_day; the counts are checked against the rows read and against the rows committed. Only days whose identity
+differs are written, and only files that hold such days are read; see `jobs.ingest_plan` for what an identity is, and
+`jobs.catalogues` for how items and users change. The tables are committed one after the other and the manifest last, so
+a kill in between leaves days that the next pass does again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs import catalogues, kuairand, tables
+from jobs.duplicates import with_fate
+from jobs.ingest_plan import (
+    CONFLICT,
+    CONFLICT_REASON,
+    FATES,
+    KEPT,
+    OUTPUTS,
+    Day,
+    IngestReport,
+    Log,
+    Memory,
+    done,
+    remember,
+    report_of,
+    select_days,
+    settings_digest,
+    write_memory,
+)
+from jobs.lines import PLACE
+from jobs.log_rows import VALUES, LogRows, fate_counts, lines_of, numbered, read_rows, shifts_of, with_ids
+from jobs.session import spark_session
+from jobs.source_files import SourceFile, find_files
+from schemas.config import Config, SourceConfig
+from schemas.errors import EXIT_DONE, ConfigError, ContractViolation, LazyRecError
+from schemas.lake import Identities, Lake
+from schemas.loader import load_config, parse_date
+from schemas.tables import ITEMS, TABLES, USERS
+
+__all__ = ["IngestReport", "ingest"]
+
+ROWS_A_FILE = 5_000_000
+Say = Callable[[str], None]
+
+
+@dataclass
+class Pass:
+    """What one pass writes."""
+
+    log: Log
+    days: tuple[Day, ...]  # of the pass
+    since: Day  # from which the present snapshots hold
+    snapshots: dict[tuple[str, str], Day]  # the same for each catalogue file, earlier passes included
+    impressions: Identities  # stale
+    rejected: Identities  # stale
+
+    @property
+    def todo(self) -> tuple[Day, ...]:
+        """The days whose rows are read."""
+        return tuple(sorted({*self.impressions, *self.rejected}))
+
+
+def ingest(
+    spark: SparkSession,
+    lake: Lake,
+    config: Config,
+    days: Collection[Day] | None = None,
+    force: bool = False,
+    say: Say = lambda line: None,
+) -> IngestReport:
+    """Brings the four tables up to date with the files of `config.source`, for `days` (default: the whole log).
+
+    Raises ConfigError for a source that is not there, ContractViolation for a missing column, an empty log, a broken
+    file or counts that do not reconcile, MissingUpstream for a day that the log does not hold.
+    """
+    _check_time_zone(config.source)
+    memory = remember(lake)
+    with ExitStack() as cleanup:
+        log, first = _known_log(spark, config.source, memory, cleanup)
+        work = _plan(lake, log, memory, days, force)
+        rows = _rows_of(spark, work, first, cleanup) if work.todo else None
+        counts = {day: entry for day, entry in memory.days.items()}
+        if rows is not None:
+            say(f"{len(work.todo)} day(s) to write, {sum(f.read for f in rows.facts.values()):,} rows read")
+            counts |= _write_log(spark, lake, work, rows, cleanup)
+        _write_catalogues(spark, lake, work, force, cleanup)
+    write_memory(lake, log, work.snapshots, counts)
+    return report_of(lake, log, work.days, counts)
+
+
+def _check_time_zone(source: SourceConfig) -> None:
+    try:
+        ZoneInfo(source.time_zone)
+    except (KeyError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"source.time_zone is {source.time_zone!r}, which is no zone; write one as Asia/Shanghai."
+        ) from error
+
+
+def _known_log(spark: SparkSession, source: SourceConfig, memory: Memory, cleanup: ExitStack) -> tuple[Log, LogRows | None]:
+    """The log with the facts of every file, and the rows of those that had to be read for them."""
+    files = find_files(source, memory.files)
+    facts = memory.facts(settings_digest(source))
+    unread = [file for file in files if file.role == "log" and file.stamp not in facts]
+    rows = _read(spark, unread, source, cleanup) if unread else None
+    return Log(source, files, facts | (rows.facts if rows else {})), rows
+
+
+def _read(spark: SparkSession, files: list[SourceFile], source: SourceConfig, cleanup: ExitStack) -> LogRows:
+    rows = read_rows(spark, files, source)
+    cleanup.callback(rows.frame.unpersist)
+    return rows
+
+
+def _rows_of(spark: SparkSession, work: Pass, first: LogRows | None, cleanup: ExitStack) -> LogRows:
+    """The rows of every file that holds a day to write; read again only if the pass has not read them yet."""
+    needed = work.log.holding(work.todo)
+    if first is not None and {f.stamp for f in needed} <= {f.stamp for f in first.files}:
+        return first
+    return _read(spark, needed, work.log.source, cleanup)
+
+
+def _plan(lake: Lake, log: Log, memory: Memory, days: Collection[Day] | None, force: bool) -> Pass:
+    scope = select_days(log.days, days)
+    present = {name: lake.identities(name) for name in OUTPUTS}
+
+    def stale(name: str, expected: Identities) -> Identities:
+        return {d: i for d, i in expected.items() if force or present[name].get(d) != i}
+
+    expected = log.identities("impressions", scope)
+    impressions = stale("impressions", expected)
+    for day, identity in expected.items():  # a kill may have come before the counts were noted
+        if memory.days.get(day.isoformat(), {}).get("identity") != identity:
+            impressions[day] = identity
+    unstamped = {day for day in scope for name in ("items", "users") if day not in present[name]}
+    since = min({*impressions, *unstamped}, default=scope[0])
+    known = memory.since()
+    snapshots = {file.stamp: known.get(file.stamp, since) for file in log.catalogues}
+    rejected = stale("rejected_rows", log.identities("rejected_rows", scope, _further(log, snapshots)))
+    return Pass(log, scope, since, snapshots, impressions, rejected)
+
+
+def _further(log: Log, snapshots: Mapping[tuple[str, str], Day]) -> dict[Day, Any]:
+    """What rejected rows depend on beside the log: the range, and the snapshots whose broken rows share the partition."""
+    by_day: dict[Day, Any] = {day: [str(log.source.first_day), str(log.source.last_day)] for day in log.days}
+    for stamp, day in sorted(snapshots.items()):
+        by_day.setdefault(day, []).append(stamp)
+    return by_day
+
+
+def _write_log(spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, cleanup: ExitStack) -> dict[str, dict[str, Any]]:
+    """Commits impressions and rejected rows; returns identity and counts of the days of the pass."""
+    usable = rows.usable().where(F.col("date").isin(list(work.todo)))
+    fated = with_fate(with_ids(usable, work.log.source.request_gap_ms), "impression_id", VALUES).persist()
+    cleanup.callback(fated.unpersist)
+    counted = fate_counts(fated)
+    identities = work.log.identities("impressions", work.todo)
+    counts = {}
+    for day in work.todo:
+        fates = {fate: counted.get(day, {}).get(fate, 0) for fate in FATES}
+        accepted = sum(rows.facts[file.stamp].accepted.get(day.isoformat(), 0) for file in rows.files)
+        if accepted != sum(fates.values()):
+            raise ContractViolation(f"{day}: {accepted} usable rows were read, but {fates} are accounted for.")
+        counts[day.isoformat()] = {"identity": identities[day], **fates}
+    if work.impressions:
+        _write_impressions(spark, lake, work.impressions, fated, counts)
+    if work.rejected:
+        _write_rejected(spark, lake, work, rows, fated)
+    return counts
+
+
+def _write_impressions(
+    spark: SparkSession, lake: Lake, identities: Identities, fated: DataFrame, counts: Mapping[str, Mapping[str, Any]]
+) -> None:
+    kept = fated.where((F.col("fate") == KEPT) & F.col("date").isin(list(identities)))
+    absent = [f for f in tables.spark_schema(TABLES["impressions"]) if f.name.startswith("behaviour_")]
+    kept = kept.select(
+        "impression_id", "request_id", *VALUES, *(F.lit(None).cast(f.dataType).alias(f.name) for f in absent)
+    )
+    most = max(counts[day.isoformat()][KEPT] for day in identities)
+    files = -(-most // ROWS_A_FILE)
+    tables.replace_days(spark, lake, "impressions", kept, identities, max(1, files), order=("user_id", "ts"))
+    committed = rows_by_day(lake, "impressions")
+    for day in identities:
+        if committed.get(day, 0) != counts[day.isoformat()][KEPT]:
+            raise ContractViolation(
+                f"impressions of {day}: {committed.get(day, 0)} rows committed, {counts[day.isoformat()][KEPT]} kept; "
+                "run `lazyrec ingest --force`."
+            )
+
+
+def _write_rejected(spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, fated: DataFrame) -> None:
+    conflicts = fated.where(F.col("fate") == CONFLICT).withColumn("reason", F.lit(CONFLICT_REASON))
+    refused = rows.rejected(spark, work.log.days[0]).unionByName(conflicts.select(*PLACE, "raw", "reason", "date"))
+    columns = TABLES["rejected_rows"].columns
+    parts = numbered(spark, refused, rows.shifts).select(*columns)
+    wanted = [file for file in work.log.catalogues if work.snapshots[file.stamp] in work.rejected]
+    for table in (ITEMS, USERS):
+        files = [file for file in wanted if file.role == table.name]
+        if files:
+            frame = _read_catalogue(spark, table.name, files)
+            broken = catalogues.accepted(frame, table)[1]
+            since = spark.createDataFrame(
+                [(file.name, work.snapshots[file.stamp]) for file in files], "source_file string, date date"
+            )
+            dated = numbered(spark, broken, shifts_of(lines_of(frame), titled=True)).join(F.broadcast(since), "source_file")
+            parts = parts.unionByName(dated.select(*columns))
+    parts = parts.where(F.col("date").isin(list(work.rejected)))
+    tables.replace_days(spark, lake, "rejected_rows", parts, work.rejected)
+
+
+def _read_catalogue(spark: SparkSession, role: str, files: list[SourceFile]) -> DataFrame:
+    return kuairand.read_items(spark, files) if role == "items" else kuairand.read_users(spark, files)
+
+
+def _write_catalogues(spark: SparkSession, lake: Lake, work: Pass, force: bool, cleanup: ExitStack) -> None:
+    days = [day for day in work.days if day >= work.since]
+    for table in (ITEMS, USERS):
+        files = [file for file in work.log.catalogues if file.role == table.name]
+        if files:
+            snapshot = catalogues.accepted(_read_catalogue(spark, table.name, files), table)[0]
+        else:
+            snapshot = catalogues.empty_snapshot(spark, table)
+        rows = catalogues.history(spark, lake, table, snapshot, work.log.source, work.log.days, work.since).persist()
+        cleanup.callback(rows.unpersist)
+        catalogues.commit(spark, lake, table, rows, work.log.source, days, force)
+
+
+def rows_by_day(lake: Lake, name: str) -> dict[Day, int]:
+    """Rows of each partition by the statistics of the table's own log."""
+    actions = lake.open(name).get_add_actions(flatten=True)
+    found: dict[Day, int] = {}
+    pairs: Iterable[tuple[Day, int]] = zip(
+        actions.column("partition.date").to_pylist(), actions.column("num_records").to_pylist(), strict=True
+    )
+    for day, n in pairs:
+        found[day] = found.get(day, 0) + (n or 0)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m jobs.ingest --config F [--date D] [--force]`; prints one JSON object, returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.ingest", description="raw logs to tables; bad rows aside")
+    parser.add_argument("--config", required=True, help="YAML file of the deployment")
+    parser.add_argument("--date", help="write this day only (YYYY-MM-DD); default: every stale day in one pass")
+    parser.add_argument("--force", action="store_true", help="write again what is already there")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    try:
+        config = load_config(options.config)
+        days = [parse_date(options.date)] if options.date else None
+        lake = Lake(config.lake)
+        report = None if options.force else done(lake, config, days)
+        status = "done" if report is None else "skipped"
+        if report is None:
+            report = ingest(spark_session(config.resources), lake, config, days, options.force)
+    except LazyRecError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    seconds = {"ingest": round(time.monotonic() - started, 3)}
+    answer = {"stage": "ingest", "status": status, "seconds": seconds, "rows": report.rows, "reasons": report.reasons}
+    sys.stdout.write(json.dumps({**answer, "tables": report.tables}) + "\n")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""What ingest remembers and what follows from it: days, identities, counts. Pure; starts no engine.
+
+The manifest of the newest pass remembers of each file its checksum and which days it holds, and of each day its counts,
+so that a night reads only new files and a skip reads none. A day's identity is over the files that hold rows of it, so
+a late or corrected file changes its own days and no other. Everything about a file follows from that file alone: a
+rejected row whose time cannot be read is dated the first day of its file, and only a file without any usable row falls
+back on the first day of the log.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from jobs.source_files import SourceFile, find_files, manifest_entry
+from schemas.config import Config, SourceConfig
+from schemas.errors import ContractViolation, MissingUpstream
+from schemas.lake import Lake
+from schemas.lineage import digest
+from schemas.loader import to_mapping
+
+STAGE = "ingest"
+LOGIC = 1
+OUTPUTS = ("impressions", "rejected_rows", "items", "users")
+NEWEST = "newest"  # the artifact that points at the newest pass
+KEPT, DUPLICATE, CONFLICT = FATES = ("kept", "duplicate", "conflict")  # of a usable row
+CONFLICT_REASON = "same impression_id, different values"
+
+Day = datetime.date
+
+
+@dataclass
+class FileFacts:
+    """What reading a file tells. `rejected` is keyed by the day to date the rows, "" where no row of the file has one."""
+
+    read: int = 0
+    outside: int = 0
+    accepted: dict[str, int] = field(default_factory=dict)  # day: usable rows, duplicates included
+    rejected: dict[str, dict[str, int]] = field(default_factory=dict)  # day: reason: rows
+
+    def check(self, name: str) -> None:
+        parts = sum(self.accepted.values()) + sum(n for reasons in self.rejected.values() for n in reasons.values())
+        if self.read != parts + self.outside:
+            raise ContractViolation(f"{name}: {self.read} rows were read, but {parts + self.outside} are accounted for.")
+
+
+@dataclass
+class IngestReport:
+    """What a pass, or the newest one, made of the log; `rows` always add up: read = the sum of the others."""
+
+    days: tuple[Day, ...]
+    rows: dict[str, int]  # read, kept, duplicates, rejected, outside_range
+    reasons: dict[str, int]
+    tables: dict[str, int]  # name: version
+    rows_by_table: dict[str, int]
+
+
+@dataclass
+class Memory:
+    """The manifest of a pass."""
+
+    files: list[dict[str, Any]] = field(default_factory=list)  # SourceFile entries, with `facts` or `since`
+    settings: str = ""  # digest of the settings behind the facts
+    days: dict[str, dict[str, Any]] = field(default_factory=dict)  # day: identity and counts by fate
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Memory:
+        return cls(content["files"], content["settings"], content["days"])
+
+    def facts(self, settings: str) -> dict[tuple[str, str], FileFacts]:
+        if settings != self.settings:
+            return {}
+        return {(e["name"], e["sha256"]): FileFacts(**e["facts"]) for e in self.files if e.get("facts")}
+
+    def since(self) -> dict[tuple[str, str], Day]:
+        """The day from which each catalogue file was taken to hold."""
+        return {(e["name"], e["sha256"]): Day.fromisoformat(e["since"]) for e in self.files if e.get("since")}
+
+
+@dataclass
+class Log:
+    """The files of a source, and what is known of each log file."""
+
+    source: SourceConfig
+    files: list[SourceFile]
+    facts: dict[tuple[str, str], FileFacts]
+
+    @property
+    def logs(self) -> list[SourceFile]:
+        return [file for file in self.files if file.role == "log"]
+
+    @property
+    def catalogues(self) -> list[SourceFile]:
+        return [file for file in self.files if file.role != "log"]
+
+    @cached_property
+    def days(self) -> tuple[Day, ...]:
+        """The days of the log in order. Raises ContractViolation where no row is usable."""
+        days = {Day.fromisoformat(d) for file in self.logs for d in self.facts[file.stamp].accepted}
+        if not days:
+            raise ContractViolation(self._why_empty())
+        return tuple(sorted(days))
+
+    def dated(self, file: SourceFile) -> dict[str, dict[str, int]]:
+        """The file's rejected rows by the day of their partition."""
+        first = self.days[0].isoformat()
+        return {day or first: reasons for day, reasons in self.facts[file.stamp].rejected.items()}
+
+    def holding(self, days: Collection[Day]) -> list[SourceFile]:
+        """The log files with a row, usable or rejected, in the partitions of `days`."""
+        wanted = {day.isoformat() for day in days}
+        return [f for f in self.logs if wanted & (self.facts[f.stamp].accepted.keys() | self.dated(f).keys())]
+
+    def identities(self, table: str, days: Iterable[Day], further: Mapping[Day, Any] | None = None) -> dict[Day, str]:
+        """The identity of each day of `impressions` or `rejected_rows`."""
+        settings = settings_of(self.source)
+        by_day: dict[str, list[tuple[str, str]]] = {}
+        for file in self.logs:
+            for day in self.facts[file.stamp].accepted.keys() | self.dated(file).keys():
+                by_day.setdefault(day, []).append(file.stamp)
+        return {
+            day: digest(STAGE, table, LOGIC, settings, sorted(by_day[day.isoformat()]), (further or {}).get(day, []))
+            for day in days
+        }
+
+    def _why_empty(self) -> str:
+        names = ", ".join(file.name for file in self.logs[:3]) + (", ..." if len(self.logs) > 3 else "")
+        read = sum(self.facts[file.stamp].read for file in self.logs)
+        if not read:
+            return f"{names}: the log has no rows; give a log with at least one."
+        outside = sum(self.facts[file.stamp].outside for file in self.logs)
+        reasons = count_reasons(r for file in self.logs for r in self.facts[file.stamp].rejected.values())
+        most = max(reasons, key=lambda reason: reasons[reason]) if reasons else "none"
+        return (
+            f"{names}: none of {read} rows is usable, {outside} lie outside source.first_day to source.last_day and "
+            f"{read - outside} are rejected (most often: {most}); check the files and the range."
+        )
+
+
+def settings_of(source: SourceConfig) -> dict[str, Any]:
+    """The settings that a partition's rows depend on; which days are ingested changes no row of any of them."""
+    return {k: v for k, v in to_mapping(source, identity=True).items() if k not in ("first_day", "last_day")}
+
+
+def settings_digest(source: SourceConfig) -> str:
+    return digest(STAGE, LOGIC, to_mapping(source, identity=True))
+
+
+def run_identity(source: SourceConfig, files: Iterable[SourceFile]) -> str:
+    """Of a pass over the whole source: its settings and the checksums of all files."""
+    return digest(settings_digest(source), sorted((file.role, *file.stamp) for file in files))
+
+
+def remember(lake: Lake) -> Memory:
+    """The memory of the newest pass; empty where there was none."""
+    pointer = lake.manifest(STAGE, NEWEST)
+    content = lake.manifest(STAGE, pointer["run"]) if pointer else None
+    return Memory.of(content) if content else Memory()
+
+
+def write_memory(lake: Lake, log: Log, since: Mapping[tuple[str, str], Day], counts: dict[str, dict[str, Any]]) -> None:
+    """Completes a pass: the manifest of its files and days, then the pointer to it."""
+    entries = []
+    for file in log.files:
+        entry = manifest_entry(file)
+        if file.role == "log":
+            entry["facts"] = vars(log.facts[file.stamp])
+        else:
+            entry["since"] = since[file.stamp].isoformat()
+        entries.append(entry)
+    identities = {t: {d.isoformat(): i for d, i in sorted(lake.identities(t).items())} for t in OUTPUTS}
+    content = {"files": entries, "settings": settings_digest(log.source), "days": counts, "identities": identities}
+    run = run_identity(log.source, log.files)
+    lake.write_manifest(STAGE, run, content)
+    lake.write_manifest(STAGE, NEWEST, {"run": run})
+
+
+def select_days(log_days: tuple[Day, ...], days: Collection[Day] | None) -> tuple[Day, ...]:
+    """The days of the pass. Raises MissingUpstream for a day of which the log holds no row."""
+    if days is None:
+        return log_days
+    for day in sorted(days):
+        if day not in log_days:
+            newer = "is newer than the log, which" if day > log_days[-1] else "is no day of the log, which"
+            raise MissingUpstream(f"{day} {newer} holds {log_days[0]} to {log_days[-1]}; add its log file first.")
+    return tuple(sorted(set(days)))
+
+
+def report_of(lake: Lake, log: Log, days: tuple[Day, ...], counts: Mapping[str, Mapping[str, Any]]) -> IngestReport:
+    """The counts of `days`, over the files that hold them; rows of other days count as outside the range.
+
+    Raises ContractViolation where rows in differ from rows kept, duplicate, rejected and outside.
+    """
+    wanted = {day.isoformat() for day in days}
+    files = log.holding(days)
+    reasons = count_reasons(reasons for file in files for day, reasons in log.dated(file).items() if day in wanted)
+    fates = {fate: sum(counts[day][fate] for day in wanted) for fate in FATES}
+    if fates[CONFLICT]:
+        reasons[CONFLICT_REASON] = fates[CONFLICT]
+    outside = sum(log.facts[file.stamp].outside for file in files)
+    for file in files:
+        outside += sum(n for day, n in log.facts[file.stamp].accepted.items() if day not in wanted)
+        outside += sum(sum(r.values()) for day, r in log.dated(file).items() if day not in wanted)
+    rows = {
+        "read": sum(log.facts[file.stamp].read for file in files),
+        "kept": fates[KEPT],
+        "duplicates": fates[DUPLICATE],
+        "rejected": sum(reasons.values()),
+        "outside_range": outside,
+    }
+    if rows["read"] != sum(n for name, n in rows.items() if name != "read"):
+        raise ContractViolation(f"The counts of ingest do not reconcile: {rows}; run `lazyrec ingest --force`.")
+    versions = {name: version for name in OUTPUTS if (version := lake.version(name)) is not None}
+    return IngestReport(days, rows, reasons, versions, {name: lake.row_count(name) for name in versions})
+
+
+def count_reasons(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for reasons in parts:
+        for reason, n in reasons.items():
+            total[reason] = total.get(reason, 0) + n
+    return dict(sorted(total.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def done(lake: Lake, config: Config, days: Collection[Day] | None = None) -> IngestReport | None:
+    """The report of a source that the lake already holds, or None; reads the files' checksums and the table logs."""
+    source = config.source
+    files = find_files(source, remember(lake).files)
+    content = lake.manifest(STAGE, run_identity(source, files))
+    if content is None:
+        return None
+    memory = Memory.of(content)
+    log = Log(source, files, memory.facts(settings_digest(source)))
+    scope = select_days(log.days, days)
+    for name in OUTPUTS:
+        recorded, present = content["identities"][name], lake.identities(name)
+        if any(recorded.get(day.isoformat(), "") != present.get(day) for day in scope):
+            return None
+    if any(day.isoformat() not in memory.days for day in scope):
+        return None
+    return report_of(lake, log, scope, memory.days)

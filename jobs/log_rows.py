@@ -1,0 +1,162 @@
+"""The log's files as parsed rows, read once: usable, outside the range, or rejected with the reason.
+
+The frame is persisted (memory, then disk), since counting, deduplicating and writing all start from it and a gzip file
+is decompressed by one task. Every row keeps its text until it is known to stay.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, Row, SparkSession, Window
+from pyspark.sql import functions as F
+
+from jobs import kuairand, sequence_file
+from jobs.ingest_plan import FileFacts
+from jobs.lines import PLACE, reading
+from jobs.source_files import SourceFile
+from schemas.config import SourceConfig
+from schemas.errors import ContractViolation
+from schemas.feedback import FLAGS
+
+OUTSIDE = "outside the range"
+HEADER = "repeated header"
+VALUES = ("user_id", "item_id", "ts", "date", "scene", "duration_ms", "play_ms", "rating", *FLAGS)
+
+
+@dataclass
+class LogRows:
+    """Parsed rows of `files`; `shifts` turns (file, block, line) into a row number."""
+
+    files: list[SourceFile]
+    frame: DataFrame
+    facts: dict[tuple[str, str], FileFacts]
+    shifts: list[tuple[str, int, int]]
+
+    def usable(self) -> DataFrame:
+        return self.frame.where(F.col("reason").isNull())
+
+    def rejected(self, spark: SparkSession, fallback: datetime.date) -> DataFrame:
+        """The rejected rows with the date of their partition: PLACE, raw, reason, date."""
+        days = []
+        for file in self.files:
+            known = sorted(datetime.date.fromisoformat(day) for day in self.facts[file.stamp].accepted)
+            days.append((file.name, known, known[0] if known else fallback))
+        dates = F.broadcast(spark.createDataFrame(days, "source_file string, days array<date>, first date"))
+        rows = self.frame.where(F.col("reason").isNotNull() & (F.col("reason") != OUTSIDE)).join(dates, "source_file")
+        date = F.when(F.array_contains("days", F.col("date")), F.col("date")).otherwise(F.col("first"))
+        return rows.select(*PLACE, "raw", "reason", date.alias("date"))
+
+
+def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig) -> LogRows:
+    """Parses, persists and counts log files. Raises ContractViolation for a missing column or a broken file."""
+    if source.kind == "sequences":
+        rows = sequence_file.read_log(spark, files)
+    else:
+        rows = kuairand.read_log(spark, files, source)
+    outside = F.lit(False)
+    if source.first_day is not None:
+        outside = outside | (F.col("date") < F.lit(source.first_day))
+    if source.last_day is not None:
+        outside = outside | (F.col("date") > F.lit(source.last_day))
+    frame = rows.withColumn("reason", F.coalesce("reason", F.when(outside, OUTSIDE))).persist()
+    counts = frame.groupBy("source_file", "block", "date", "reason").agg(
+        F.count("*").alias("n"), F.min("line").alias("low"), F.max("line").alias("high")
+    )
+    with reading(files):
+        groups = counts.collect()
+    titled = source.kind == "kuairand"
+    return LogRows(files, frame, facts_of(groups, files, titled), shifts_of(groups, titled))
+
+
+def facts_of(groups: Iterable[Row], files: Iterable[SourceFile], titled: bool) -> dict[tuple[str, str], FileFacts]:
+    """Counts by file; `titled` files have a header, the first of the lines that repeat it."""
+    by_name: dict[str, list[Row]] = defaultdict(list)
+    for group in groups:
+        by_name[group["source_file"]].append(group)
+    return {file.stamp: _file_facts(file.name, by_name[file.name], titled) for file in files}
+
+
+def _file_facts(name: str, groups: list[Row], titled: bool) -> FileFacts:
+    facts = FileFacts()
+    reasons: dict[tuple[Any, str], int] = defaultdict(int)
+    for group in groups:
+        day = group["date"].isoformat() if group["date"] else ""
+        facts.read += group["n"]
+        if group["reason"] is None:
+            facts.accepted[day] = facts.accepted.get(day, 0) + group["n"]
+        elif group["reason"] == OUTSIDE:
+            facts.outside += group["n"]
+        else:
+            reasons[day, group["reason"]] += group["n"]
+    if titled:
+        if not reasons.get(("", HEADER)):
+            raise ContractViolation(
+                f"{name}: the header is not a line of UTF-8 text that ends in a newline; save it as such."
+            )
+        reasons["", HEADER] -= 1
+        facts.read -= 1
+    first = min(facts.accepted, default="")
+    for (day, reason), n in sorted(reasons.items()):
+        if n:
+            counted = facts.rejected.setdefault(day if day in facts.accepted else first, {})
+            counted[reason] = counted.get(reason, 0) + n
+    facts.check(name)
+    return facts
+
+
+def shifts_of(groups: Iterable[Row], titled: bool) -> list[tuple[str, int, int]]:
+    """(file, block, shift) such that line + shift is the row number: 0 of a header, 1 of the first row after it."""
+    spans: dict[tuple[str, int], tuple[int, int]] = {}
+    for group in groups:
+        place = (group["source_file"], group["block"])
+        low, high = spans.get(place, (group["low"], group["high"]))
+        spans[place] = (min(low, group["low"]), max(high, group["high"]))
+    shifts, before = [], dict.fromkeys((name for name, _ in spans), 0 if titled else 1)
+    for (name, block), (low, high) in sorted(spans.items()):
+        shifts.append((name, block, before[name] - low))
+        before[name] += high - low + 1
+    return shifts
+
+
+def lines_of(frame: DataFrame) -> list[Row]:
+    """The groups that `shifts_of` needs, of any reader's frame."""
+    return frame.groupBy("source_file", "block").agg(F.min("line").alias("low"), F.max("line").alias("high")).collect()
+
+
+def numbered(spark: SparkSession, rows: DataFrame, shifts: list[tuple[str, int, int]]) -> DataFrame:
+    """Rows with `row_number` in place of block and line; headers, which have number 0, are gone."""
+    places = spark.createDataFrame(shifts, "source_file string, block bigint, shift bigint")
+    joined = rows.join(F.broadcast(places), ["source_file", "block"]).withColumn(
+        "row_number", F.col("line") + F.col("shift")
+    )
+    return joined.where(F.col("row_number") > 0).drop("block", "line", "shift")
+
+
+def with_ids(rows: DataFrame, gap_ms: int) -> DataFrame:
+    """Adds request_id and impression_id.
+
+    The request is the chain of a user's rows of one day, each at most `gap_ms` after the one before. Midnight ends it, so
+    that a day's ids depend on no other day.
+    """
+    micros = F.unix_micros("ts")
+    first = micros
+    if gap_ms > 0:
+        in_time = Window.partitionBy("user_id", "date").orderBy("ts")
+        rows = rows.withColumn("since_last", micros - F.lag(micros).over(in_time))
+        starts = F.when(F.col("since_last").isNull() | (F.col("since_last") > gap_ms * 1000), micros)
+        first = F.last(starts, ignorenulls=True).over(in_time.rowsBetween(Window.unboundedPreceding, 0))
+    rows = rows.withColumn("request_id", F.xxhash64("user_id", first)).drop("since_last")
+    return rows.withColumn("impression_id", F.xxhash64("user_id", "item_id", F.unix_micros("ts"), "request_id"))
+
+
+def fate_counts(rows: DataFrame) -> Mapping[datetime.date, Mapping[str, int]]:
+    """Rows by day and fate."""
+    counts: dict[datetime.date, dict[str, int]] = defaultdict(dict)
+    for row in rows.groupBy("date", "fate").count().collect():
+        counts[row["date"]][row["fate"]] = row["count"]
+    return counts

@@ -81,7 +81,7 @@ def test_windows_predict_every_positive_but_a_users_first_exactly_once(lengths, 
     num_items = sum(lengths)
     ends = np.cumsum(lengths)
     sequences = [np.arange(end - n, end) for end, n in zip(ends, lengths, strict=True)]  # every item occurs once
-    places = np.concatenate([np.arange(n) for n in lengths])  # of every item in its sequence
+    places = torch.cat([torch.arange(n) for n in lengths])  # of every item in its sequence
     windows = cut_windows(positives(sequences, num_items), length)
     predicted = []
     for chosen in windows.batches(predictions, np.random.default_rng(0)):
@@ -89,7 +89,7 @@ def test_windows_predict_every_positive_but_a_users_first_exactly_once(lengths, 
         assert torch.equal(following, items + 1)
         assert offsets.diff().max() <= length
         seen = torch.arange(len(items)) - torch.repeat_interleave(offsets[:-1], offsets.diff())
-        earlier = torch.from_numpy(places[items])
+        earlier = places[items]
         least = torch.minimum(earlier, torch.tensor(length - max(1, length // 2)))
         assert (seen <= earlier).all() and (seen >= least)[at].all()
         predicted += following[at].tolist()

@@ -93,7 +93,7 @@ def ingest(
         log, first = _known_log(spark, config.source, memory, cleanup)
         work = _plan(lake, log, memory, days, force)
         rows = _rows_of(spark, work, first, cleanup) if work.todo else None
-        counts = {day: entry for day, entry in memory.days.items()}
+        counts = dict(memory.days)
         if rows is not None:
             say(f"{len(work.todo)} day(s) to write, {sum(f.read for f in rows.facts.values()):,} rows read")
             counts |= _write_log(spark, lake, work, rows, cleanup)

@@ -61,7 +61,7 @@ def require_columns(file: str, header: str, names: Iterable[str]) -> None:
     missing = [name for name in names if name not in column_names(header)]
     if missing:
         raise ContractViolation(
-            f"{file}: the header lacks column {', '.join(missing)}; add it (an empty field means unknown) or correct its name."
+            f"{file}: the header lacks column {', '.join(missing)}; add it (empty fields mean unknown) or correct its name."
         )
 
 

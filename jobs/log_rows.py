@@ -54,10 +54,8 @@ class LogRows:
 
 def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig) -> LogRows:
     """Parses, persists and counts log files. Raises ContractViolation for a missing column or a broken file."""
-    if source.kind == "sequences":
-        rows = sequence_file.read_log(spark, files)
-    else:
-        rows = kuairand.read_log(spark, files, source)
+    titled = source.kind == "kuairand"
+    rows = kuairand.read_log(spark, files, source) if titled else sequence_file.read_log(spark, files)
     outside = F.lit(False)
     if source.first_day is not None:
         outside = outside | (F.col("date") < F.lit(source.first_day))
@@ -69,7 +67,6 @@ def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig
     )
     with reading(files):
         groups = counts.collect()
-    titled = source.kind == "kuairand"
     return LogRows(files, frame, facts_of(groups, files, titled), shifts_of(groups, titled))
 
 

@@ -99,8 +99,7 @@ def _sha256(path: Path) -> str:
 
 def _first_line(path: Path) -> str:
     try:
-        opened = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
-        with opened as file:
+        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
             line = file.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ContractViolation(f"{path.name}: not a complete gzip file ({error}); copy it again.") from error

@@ -176,6 +176,15 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
+def matrix_of(vectors: pa.ChunkedArray) -> np.ndarray:
+    """float32 [N, D] of lists of one length. Raises ContractViolation for others."""
+    lists = vectors.combine_chunks()
+    lengths = np.unique(np.diff(lists.offsets.to_numpy()))
+    if len(lengths) != 1:
+        raise ContractViolation("Table item_embeddings mixes vectors of different dimensions; rerun stage embed.")
+    return lists.flatten().to_numpy().reshape(len(lists), int(lengths[0]))
+
+
 def _weighted(vectors: np.ndarray, source: str, settings: EmbedConfig) -> np.ndarray:
     weights: Mapping[str, float] = dict(zip(settings.sources, settings.weights, strict=True))
     return normalised(vectors) * np.float32(weights[source])

@@ -23,18 +23,17 @@ from pipelines.ray_tables import read_arrow
 from schemas.lake import Lake
 
 KIND = "cooccurrence"
+SUMS = pa.schema([("item_a", pa.int64()), ("item_b", pa.int64()), ("weight", pa.float64())])
 
 
 def summed_pairs(lake: Lake, version: int, days: Sequence[datetime.date]) -> pa.Table:
     """item_a, item_b, weight: the co-occurrences of `days`, one row a pair, sorted."""
-    total: pa.Table | None = None
+    total = SUMS.empty_table()
     for day in days:
         rows = read_arrow(lake, "item_pairs", version, ["item_a", "item_b", "weight", "kind"], [day])
-        rows = rows.filter(pc.equal(rows.column("kind"), KIND)).drop_columns(["kind"])
-        rows = rows if total is None else pa.concat_tables([total, rows])
-        summed = rows.group_by(["item_a", "item_b"], use_threads=False).aggregate([("weight", "sum")])
-        total = summed.rename_columns(["item_a", "item_b", "weight"])
-    assert total is not None  # a calendar has a fit day
+        rows = rows.filter(pc.equal(rows.column("kind"), KIND)).drop_columns(["kind"]).cast(SUMS)
+        grouped = pa.concat_tables([total, rows]).group_by(["item_a", "item_b"], use_threads=False)
+        total = grouped.aggregate([("weight", "sum")]).rename_columns(SUMS.names)
     return total.sort_by([("item_a", "ascending"), ("item_b", "ascending")])
 
 

@@ -191,7 +191,8 @@ def plan(spec: StageSpec, config: Config, lake: Lake, calendar: Calendar, force:
         for day in _output_days(spec, calendar):
             parts = []
             for read in reads:
-                days = span_days(read.span, day, calendar, config)
+                written = _written_days(read.source, calendar)
+                days = [d for d in span_days(read.span, day, calendar, config) if d in written]
                 lacking = [d for d in days if d not in known[read.source]]
                 if lacking:
                     result.missing.append(f"{read.source} has no partition {lacking[0]}")
@@ -232,6 +233,12 @@ def _output_days(spec: StageSpec, calendar: Calendar) -> Iterable[datetime.date]
     if spec.days == "each":
         return calendar.days
     return (calendar.fit_day, *(calendar.appended if spec.days == "fit_and_later" else ()))
+
+
+def _written_days(source: str, calendar: Calendar) -> Iterable[datetime.date]:
+    """The days on which `source` has partitions: what is fitted has none before the fit day."""
+    writer = next((spec for spec in STAGES if source in spec.outputs), None)
+    return tuple(_output_days(writer, calendar)) if writer else calendar.days
 
 
 def _present(read: Read, config: Config, lake: Lake, calendar: Calendar) -> Identities:

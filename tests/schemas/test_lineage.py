@@ -13,7 +13,7 @@ from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config, SplitConfig
 from schemas.errors import ContractViolation
 from schemas.lake import Identities, Lake
-from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, REWARDS, SEQUENCES, StageSpec, plan, span_days
+from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, REWARDS, SEQUENCES, TOKENIZE, TRAIN, StageSpec, plan, span_days
 from schemas.tables import TABLES
 
 DAYS = [datetime.date(2026, 1, 1) + datetime.timedelta(days=n) for n in range(6)]
@@ -97,6 +97,16 @@ def test_fitted_stages_read_train_days_only(lake: Lake) -> None:
     build(lake, SEQUENCES)
     build(lake, ITEM_PAIRS)
     assert plan(EMBED, CONFIG, lake, CALENDAR).done
+
+
+def test_what_is_fitted_is_not_awaited_before_the_fit_day(lake: Lake) -> None:
+    """Stages after embed read item_embeddings and semantic_ids, which begin on the fit day."""
+    ingest(lake)
+    for spec in (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE):
+        build(lake, spec)
+    assert min(plan(TOKENIZE, CONFIG, lake, CALENDAR).expected["semantic_ids"]) == CALENDAR.fit_day
+    assert plan(TOKENIZE, CONFIG, lake, CALENDAR).done
+    assert not plan(TRAIN, CONFIG, lake, CALENDAR).missing
 
 
 def test_spans(lake: Lake) -> None:

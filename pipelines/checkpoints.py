@@ -1,0 +1,81 @@
+"""Models and training states on disk, in safetensors and JSON: nothing goes through pickle.
+
+A training state appears whole or not at all: it is written beside its place and renamed into it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.lazy_decoder import LazyDecoder
+from schemas.config import ModelConfig
+from schemas.errors import ContractViolation
+from schemas.loader import from_mapping, to_mapping
+
+KEEP = 2  # states
+STATE = "step_"
+
+
+def save_model(folder: Path, decoder: LazyDecoder, description: Mapping[str, Any]) -> None:
+    """weights.safetensors and model.json: the sizes of the decoder, and whatever `description` adds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {
+        "model": to_mapping(decoder.config),
+        "levels": decoder.levels,
+        "num_codes": decoder.num_codes,
+        "engaged_mask": decoder.engaged_mask,
+    }
+    save_file(
+        {name: t.detach().cpu().contiguous() for name, t in decoder.state_dict().items()}, folder / "weights.safetensors"
+    )
+    (folder / "model.json").write_text(json.dumps({**sizes, **description}, indent=2))
+
+
+def load_model(folder: str | Path) -> tuple[LazyDecoder, dict[str, Any]]:
+    """The decoder in evaluation mode and the content of model.json. Raises ContractViolation where a part is missing."""
+    folder = Path(folder)
+    for part in ("model.json", "weights.safetensors"):
+        if not (folder / part).is_file():
+            raise ContractViolation(f"{folder} holds no {part}: it is no trained model; run stage train first.")
+    description = json.loads((folder / "model.json").read_text())
+    config = from_mapping(ModelConfig, description["model"], str(folder / "model.json"))
+    decoder = LazyDecoder(config, description["levels"], description["num_codes"], description["engaged_mask"])
+    try:
+        decoder.load_state_dict(load_file(folder / "weights.safetensors"))
+    except RuntimeError as error:
+        raise ContractViolation(f"{folder}: weights.safetensors does not fit model.json; train the model again.") from error
+    return decoder.eval(), description
+
+
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Saves a training state below `folder` and removes all but the newest KEEP."""
+    final, draft = folder / f"{STATE}{step:09d}", folder / f".draft_{step:09d}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, draft / "state.safetensors")
+    (draft / "state.json").write_text(json.dumps(state))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(draft, final)
+    for old in states(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def states(folder: Path) -> list[Path]:
+    """Complete training states, oldest first."""
+    return sorted(folder.glob(f"{STATE}*")) if folder.is_dir() else []
+
+
+def newest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and state of the newest checkpoint, or None at the start."""
+    found = states(folder)
+    if not found:
+        return None
+    return load_file(found[-1] / "state.safetensors"), json.loads((found[-1] / "state.json").read_text())

@@ -1,0 +1,113 @@
+"""Stage `train`: the lazy decoder on the organised stream, through Ray Train.
+
+With train.num_workers = 0 the loop runs in this process. A killed run resumes from the newest checkpoint in the stage's
+folder, which the stage's identity names, so a changed setting or input never continues another run's weights.
+Requests of the split's train role bear the loss, on items whose codes were known on the fit day.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipelines.checkpoints import load_model
+from pipelines.stage import StageContext, StageResult
+from pipelines.train_loop import HISTORY, train_loop
+
+__all__ = ["load_model", "run", "train"]
+
+WORKER_CPUS = 0.5  # leaves room for reading where there are as many workers as cores
+RESTARTS = 2  # of lost workers
+
+
+class _Lines(UserCallback):
+    """Lines of progress from workers of other processes."""
+
+    def __init__(self, say: Any) -> None:
+        self.say = say
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.say(metrics[0]["line"])
+
+
+def run(context: StageContext) -> StageResult:
+    """Weights and model.json in the stage's folder; the curves and figures of the run."""
+    context.engines.ray()
+    settings = {
+        "config": context.config,
+        "lake": context.lake.root,
+        "calendar": context.calendar,
+        "pins": dict(context.pins),
+        "folder": str(context.folder),
+        "identity": context.identity,
+        "say": context.say,
+    }
+    train(settings)
+    history = json.loads((context.folder / HISTORY).read_text())
+    description = json.loads((context.folder / "model.json").read_text())
+    return _result(history, description)
+
+
+def train(settings: dict[str, Any]) -> None:
+    """Trains by `train_loop` with the configured number of workers; see there for the settings."""
+    workers = settings["config"].train.num_workers
+    storage = Path(settings["folder"]).resolve() / "ray_train"
+    run_config = RunConfig(name=settings["identity"], storage_path=str(storage))
+    scaling = ScalingConfig(num_workers=workers)
+    if workers:
+        say, settings = settings.get("say"), {k: v for k, v in settings.items() if k not in ("say", "failpoint")}
+        run_config.callbacks = [_Lines(say)] if say else []  # type: ignore[list-item]  # the type is that of Train V1
+        run_config.failure_config = FailureConfig(max_failures=RESTARTS)
+        scaling.resources_per_worker = {"CPU": WORKER_CPUS}
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    TorchTrainer(
+        train_loop,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=scaling,
+        run_config=run_config,
+    ).fit()
+
+
+def _result(history: list[dict[str, float]], description: dict[str, Any]) -> StageResult:
+    series: dict[str, list[tuple[int, float]]] = {}
+    for row in history:
+        for name, value in row.items():
+            if "loss" in name:
+                series.setdefault(name, []).append((int(row["step"]), value))
+    reports = [row for row in history if "seconds" in row]
+    seconds = sum(row["seconds"] for row in reports)
+    targets = sum(row["targets"] for row in reports)
+    metrics = {name: points[-1][1] for name, points in series.items()}
+    metrics |= {
+        "steps": float(history[-1]["step"]),
+        "parameters": float(description["parameters"]),
+        "targets_per_second": targets / max(seconds, 1e-9),
+        "tokens_per_second": targets * description["levels"] / max(seconds, 1e-9),
+        "data_wait_share": sum(row["waited"] for row in reports) / max(seconds, 1e-9),
+    }
+    loss = metrics.get("validation_loss", metrics["loss"])
+    note = (
+        f"{description['parameters']:,} parameters, {metrics['steps']:.0f} steps at {metrics['targets_per_second']:.0f} "
+        f"targets a second; {metrics['data_wait_share']:.1%} of the time waited for data; final loss {loss:.4f}."
+    )
+    manifest = {"codebook_version": description["codebook_version"], "parameters": description["parameters"]}
+    return StageResult(metrics=metrics, series=series, figures={"loss": _figure(series)}, notes=[note], manifest=manifest)
+
+
+def _figure(series: dict[str, list[tuple[int, float]]]) -> Figure:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in series.items():
+        style = {"marker": "o"} if name.startswith("validation") else {"alpha": 1.0 if name == "loss" else 0.5}
+        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("negative log-likelihood a code (nats)")
+    axes.legend(fontsize="small")
+    return figure

@@ -1,0 +1,122 @@
+"""What training reads, at pinned versions: codes and fields of the catalogue as of the fit day, the stream of train
+requests, and a sample of validation requests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+
+from model.item_table import ItemTable
+from model.lazy_decoder import LazyDecoder
+from model.positives import take_rows
+from model.requests import Requests
+from pipelines.catalogue import Catalogue, load_catalogue
+from pipelines.collate import ExampleCollate, HistoryLimit, concat_requests
+from pipelines.example_stream import TABLE, ExampleStream, empty_requests, read_segment, segments_of
+from pipelines.item_fields import item_table
+from pipelines.ray_tables import read_dataset
+from pipelines.sampling import hash_of
+from pipelines.split import Role, Roles, roles_of
+from schemas.calendar import Calendar
+from schemas.config import Config
+from schemas.errors import ContractViolation
+from schemas.feedback import mask_of
+from schemas.lake import Lake
+
+VALIDATION_SAMPLE = 2000  # requests
+
+
+@dataclass
+class TrainingData:
+    config: Config
+    lake: Lake
+    calendar: Calendar
+    catalogue: Catalogue
+    items: ItemTable
+    roles: Roles
+    stream: ExampleStream
+
+    @property
+    def levels(self) -> int:
+        return self.catalogue.codes.shape[1]
+
+    @property
+    def engaged_mask(self) -> int:
+        return mask_of(self.config.sequences.engaged)
+
+    def validation(self) -> Requests:
+        """At most VALIDATION_SAMPLE requests of the validation role with a known positive; read once."""
+        return self._validation
+
+    @cached_property
+    def _validation(self) -> Requests:
+        config, version = self.config, self.stream.version
+        collate = collate_for(config, self.catalogue, self.roles, "validation")
+        chosen = empty_requests()
+        for segment in segments_of(self.lake, version, self.calendar.validation, config.train.segment_rows):
+            chosen = concat_requests([chosen, read_segment(self.lake, version, segment, collate)])
+            hashes = hash_of(chosen.user_ids.numpy(), chosen.ts_us.numpy(), config.train.seed)
+            kept = np.sort(np.argsort(hashes, kind="stable")[:VALIDATION_SAMPLE])
+            chosen = take_rows(chosen, torch.from_numpy(kept))
+        return chosen
+
+    def description(self, decoder: LazyDecoder) -> dict[str, Any]:
+        """What model.json says beside the sizes."""
+        return {
+            "codebook_version": self.catalogue.codebook_version,
+            "fit_day": self.calendar.fit_day.isoformat(),
+            "positive_mask": mask_of(self.config.targets.positive),
+            "parameters": sum(p.numel() for p in decoder.parameters()),
+            "training_examples": self.stream.version,
+        }
+
+
+def open_data(config: Config, lake_root: str, calendar: Calendar, pins: Mapping[str, int]) -> TrainingData:
+    """Raises ContractViolation where codes do not fit the configuration."""
+    lake = Lake(lake_root)
+    catalogue = load_catalogue(lake, pins["semantic_ids"], until=calendar.fit_day)
+    num_codes = config.tokenize.codes
+    if len(catalogue) == 0 or catalogue.codes.max() >= num_codes:
+        raise ContractViolation(
+            f"Table semantic_ids version {pins['semantic_ids']} holds {len(catalogue)} items up to {calendar.fit_day} with "
+            f"codes that do not fit tokenize.codes = {num_codes}; run stage tokenize with this configuration."
+        )
+    fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, num_codes, calendar.fit_day)
+    roles = roles_of(config, calendar, example_events(lake, pins[TABLE], calendar.train))
+    collate = collate_for(config, catalogue, roles, "train")
+    stream = ExampleStream(lake, pins[TABLE], calendar.train, collate, config.train)
+    return TrainingData(config, lake, calendar, catalogue, fields, roles, stream)
+
+
+def collate_for(config: Config, catalogue: Catalogue, roles: Roles, role: Role) -> ExampleCollate:
+    """Requests of the role with a target that bears a loss, and the history that the model reads."""
+    limit = HistoryLimit(config.model.short_length, config.model.positive_length, mask_of(config.sequences.engaged))
+    return ExampleCollate(catalogue, roles, role, mask_of(config.targets.positive), limit)
+
+
+def example_events(lake: Lake, version: int, days: Collection[Any]) -> Iterable[pa.Table]:
+    """Targets of the examples as tables with user_id, ts_us (of the request) and feedback, for the split by user."""
+    columns = ["user_id", "request_ts_us", "target_start", "target_feedback"]
+    dataset: ray.data.Dataset = read_dataset(lake, TABLE, version, columns, days)
+    for table in dataset.iter_batches(batch_size=8192, batch_format="pyarrow"):
+        yield events_of(table)
+
+
+def events_of(table: pa.Table) -> pa.Table:
+    """One row an example: the time of its request for each of its targets, beside their feedback."""
+    lists = {name: pa.concat_arrays(table.column(name).chunks) for name in table.column_names if name != "user_id"}
+    starts = lists["target_start"]
+    row_ends = np.cumsum(np.diff(starts.offsets.to_numpy()))
+    sizes = np.delete(np.diff(starts.flatten().to_numpy()), row_ends[:-1] - 1)  # no request lies between two rows
+    ts_us = np.repeat(lists["request_ts_us"].flatten().to_numpy(), sizes)
+    feedback = lists["target_feedback"]
+    offsets = feedback.offsets.to_numpy()
+    times = pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(ts_us))
+    return pa.table({"user_id": table.column("user_id"), "ts_us": times, "feedback": feedback})

@@ -1,0 +1,221 @@
+"""Stage `train` on a small lake: order of the stream, resumption bit for bit, workers, what the stage leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.checkpoints import load_model, save_model, states
+from pipelines.engines import Engines
+from pipelines.example_stream import ExampleStream, Position, Segment, segments_of
+from pipelines.stage import StageContext
+from pipelines.train import run, train
+from pipelines.train_loop import share
+from pipelines.training_data import TrainingData, open_data
+from schemas.config import Config
+from schemas.errors import ContractViolation
+from schemas.lake import Lake
+from schemas.lineage import TRAIN, StagePlan
+from tests.model.requests import random_requests, small_decoder
+from tests.pipelines.examples import CONFIG, DAYS, calendar, day_us, example_rows, with_train, write_lake
+from tests.pipelines.test_collate import as_rows
+
+ROWS = example_rows(20)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def small_lake(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, dict[str, int]]:
+    lake = Lake(str(tmp_path_factory.mktemp("train") / "lake"))
+    return lake, write_lake(lake, ROWS)
+
+
+@pytest.fixture
+def data(small_lake, ray_module) -> TrainingData:
+    return opened(small_lake, CONFIG)
+
+
+def opened(small_lake, config: Config) -> TrainingData:
+    lake, pins = small_lake
+    return open_data(config, lake.root, calendar(), pins)
+
+
+def settings_for(small_lake, folder: Path, config: Config = CONFIG, **more: object) -> dict:
+    lake, pins = small_lake
+    base = {"config": config, "lake": lake.root, "calendar": calendar(), "pins": pins, "folder": str(folder)}
+    return base | {"identity": "test"} | more
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def impressions(stream: ExampleStream, start: Position) -> list[list[int]]:
+    return [batch.requests.target_impressions.tolist() for batch in stream.batches(start)]
+
+
+def test_segments_are_runs_of_days_and_parts_of_large_ones(small_lake) -> None:
+    lake, pins = small_lake
+    version, days = pins["training_examples"], DAYS[:3]
+    assert segments_of(lake, version, days, 100) == [Segment(days, 60)]
+    assert [s.days for s in segments_of(lake, version, days, 45)] == [days[:2], days[2:]]
+    parts = segments_of(lake, version, days, 15)
+    assert [s.days for s in parts] == [(d,) for d in days for _ in range(2)]
+    for first, second in zip(parts[::2], parts[1::2], strict=True):
+        assert first.between[1] == second.between[0]
+        slices = [row["slice_us"] for row in ROWS if row["date"] == first.days[0]]
+        assert first.between[0] <= min(slices) and max(slices) < second.between[1]
+
+
+@pytest.mark.parametrize("segment_rows", [9, 25, 1000])
+def test_every_positive_of_a_train_day_is_seen_once_an_epoch(small_lake, ray_module, segment_rows: int) -> None:
+    stream = opened(small_lake, with_train(segment_rows=segment_rows)).stream
+    wanted = sorted(
+        row["target_impression_ids"][i]
+        for row in ROWS
+        if row["date"] in DAYS[:3]
+        for i, item in enumerate(row["target_item_ids"])
+        if row["target_feedback"][i] & 3 and item < 38  # the last two items got their codes later
+    )
+    batches = list(stream.batches(Position(stream.version)))
+    ends = [i + 1 for i, batch in enumerate(batches) if batch.ends_epoch]
+    assert len(ends) == 2 and ends[-1] == len(batches)
+    for first, last in ((0, ends[0]), (ends[0], ends[1])):
+        seen = [i for batch in batches[first:last] for i in batch.requests.target_impressions.tolist()]
+        assert sorted(seen) == wanted
+    progress = [batch.progress for batch in batches]
+    assert progress == sorted(progress) and progress[0] == 0 and progress[-1] < 1
+
+
+def test_stream_mode_is_one_pass_in_time_order(small_lake, ray_module) -> None:
+    stream = opened(small_lake, with_train(mode="stream", segment_rows=9)).stream
+    times = [t for batch in stream.batches(Position(stream.version)) for t in batch.requests.ts_us.tolist()]
+    assert times == sorted(times) and max(times) < day_us(DAYS[3])
+
+
+def test_a_stream_taken_up_at_any_position_continues(data: TrainingData) -> None:
+    stream = data.stream
+    whole = list(stream.batches(Position(stream.version)))
+    assert impressions(stream, Position(stream.version)) == [b.requests.target_impressions.tolist() for b in whole]
+    for i in range(0, len(whole), 3):
+        rest = list(
+            opened((data.lake, {"training_examples": stream.version, **_others(data)}), CONFIG).stream.batches(
+                whole[i].after
+            )
+        )
+        assert [as_rows(b.requests) for b in rest] == [as_rows(b.requests) for b in whole[i + 1 :]]
+        assert [b.progress for b in rest] == [b.progress for b in whole[i + 1 :]]
+
+
+def _others(data: TrainingData) -> dict[str, int]:
+    return {name: data.lake.version(name) for name in ("semantic_ids", "items")}
+
+
+def test_a_position_in_another_version_is_refused(data: TrainingData) -> None:
+    with pytest.raises(ContractViolation, match="version 7"):
+        next(data.stream.batches(Position(7)))
+
+
+@pytest.mark.parametrize("kill_at", [3, 4, 9])
+def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(small_lake, ray_module, tmp_path, kill_at: int) -> None:
+    assert CONFIG.model.dropout > 0
+    train(settings_for(small_lake, tmp_path / "unbroken"))
+
+    def kill(step: int) -> None:
+        if step == kill_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(settings_for(small_lake, tmp_path / "killed", failpoint=kill))
+    assert not (tmp_path / "killed" / "weights.safetensors").exists()
+    lines: list[str] = []
+    train(settings_for(small_lake, tmp_path / "killed", say=lines.append))
+    assert any("resumed at step" in line for line in lines) == (kill_at > 4)
+    wanted, got = weights(tmp_path / "unbroken"), weights(tmp_path / "killed")
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    losses = [
+        [
+            (row["step"], row.get("loss", row.get("validation_loss")))
+            for row in json.loads((tmp_path / n / "history.json").read_text())
+        ]
+        for n in ("unbroken", "killed")
+    ]
+    assert losses[0] == losses[1]
+    assert len(states(tmp_path / "killed" / "checkpoints")) == 2
+
+
+def test_training_leaves_the_random_numbers_and_threads_of_the_process_alone(small_lake, ray_module, tmp_path) -> None:
+    torch.manual_seed(5)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(settings_for(small_lake, tmp_path, with_train(threads=1, epochs=1)))
+    assert torch.equal(before, torch.get_rng_state()) and threads == torch.get_num_threads()
+
+
+def test_workers_share_a_batch_without_loss_or_repetition() -> None:
+    requests = random_requests(7, 30)
+    for world in (1, 2, 3, 9):
+        parts = [share(requests, rank, world) for rank in range(world)]
+        rows = [row for part, weight in parts if weight for row in as_rows(part)]
+        assert sorted(map(str, rows)) == sorted(map(str, as_rows(requests)))
+
+
+@pytest.mark.slow
+def test_two_workers_train_like_one(small_lake, ray_module, tmp_path) -> None:
+    """Without dropout the gradient of a batch is the same sum, in another order of additions."""
+    from dataclasses import replace
+
+    config = with_train(epochs=1, checkpoint_steps=100)
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    train(settings_for(small_lake, tmp_path / "one", config))
+    two = replace(config, train=replace(config.train, num_workers=2))
+    train(settings_for(small_lake, tmp_path / "two", two))
+    histories = [json.loads((tmp_path / n / "history.json").read_text()) for n in ("one", "two")]
+    for alone, together in zip(*histories, strict=True):
+        name = "loss" if "loss" in alone else "validation_loss"
+        assert alone["step"] == together["step"]
+        assert alone[name] == pytest.approx(together[name], abs=2e-4)
+
+
+def test_the_stage_leaves_a_model_its_curves_and_its_figures(small_lake, engines: Engines) -> None:
+    lake, pins = small_lake
+    plan = StagePlan(TRAIN, expected={"train": {DAYS[2]: "abc"}}, todo={"train": (DAYS[2],)})
+    lines: list[str] = []
+    context = StageContext(CONFIG, lake, calendar(), plan, engines, pins, lines.append)
+    result = run(context)
+    decoder, description = load_model(context.folder)
+    assert description["codebook_version"] == "c1" and description["num_codes"] == 8 and not decoder.training
+    assert {"loss", "loss_level_1", "loss_level_3", "validation_loss"} <= result.series.keys()
+    assert len(result.series["validation_loss"]) == 2
+    assert 0 <= result.metrics["data_wait_share"] <= 1 and result.metrics["tokens_per_second"] > 0
+    assert result.metrics["parameters"] == sum(p.numel() for p in decoder.parameters())
+    assert lines and result.notes and "loss" in result.figures
+    assert json.dumps(result.manifest)
+
+
+def test_validation_is_a_sample_of_that_days_requests(data: TrainingData) -> None:
+    requests = data.validation()
+    assert len(requests) > 0
+    assert day_us(DAYS[3]) <= requests.ts_us.min() and requests.ts_us.max() < day_us(DAYS[4])
+    assert (np.diff(requests.target_offsets) > 0).all() and (requests.target_items >= 0).all()
+
+
+def test_a_model_survives_the_disk_and_a_foreign_file_does_not(tmp_path: Path) -> None:
+    decoder = small_decoder(seed=3)
+    save_model(tmp_path, decoder, {"codebook_version": "c"})
+    again, description = load_model(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(decoder.state_dict().values(), again.state_dict().values(), strict=True))
+    assert description["codebook_version"] == "c"
+    (tmp_path / "model.json").write_text((tmp_path / "model.json").read_text().replace('"layers": 2', '"layers": 3'))
+    with pytest.raises(ContractViolation, match=r"weights\.safetensors"):
+        load_model(tmp_path)
+    with pytest.raises(ContractViolation, match=r"model\.json"):
+        load_model(tmp_path / "nowhere")

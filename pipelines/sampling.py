@@ -29,7 +29,7 @@ class Sample:
 
 def hash_of(user_ids: np.ndarray, ts_us: np.ndarray, seed: int) -> np.ndarray:
     """uint64 [R]: the same on every machine (the finaliser of SplitMix64, twice)."""
-    mixed = user_ids.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = user_ids.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     for value in (np.uint64(0), ts_us.astype(np.uint64)):
         mixed = mixed ^ value
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

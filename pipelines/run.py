@@ -23,7 +23,6 @@ from schemas.config import Config
 from schemas.errors import ConfigError, MissingUpstream
 from schemas.lake import Lake
 from schemas.lineage import STAGES, StageSpec, artifact_identity
-from schemas.tables import TABLES
 
 
 def stage_function(name: str) -> StageFunction:
@@ -65,12 +64,8 @@ class Summary:
 
     def tables(self) -> dict[str, tuple[int, int]]:
         """name: (version, rows) of every table that exists."""
-        found = {}
-        for name in TABLES:
-            version = self.lake.version(name)
-            if version is not None:
-                found[name] = (version, self.lake.row_count(name, version))
-        return found
+        lake = self.lake
+        return {name: (lake.open(name).version(), lake.row_count(name)) for name in lake.tables()}
 
 
 def run_all(config: Config, force: bool, progress: Progress) -> Summary:

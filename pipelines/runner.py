@@ -80,6 +80,7 @@ class Runner:
         )
         started = time.monotonic()
         with self.tracker.stage(spec.name, stage_plan.identity) as run_id:
+            context.run_id = run_id
             result = function(context)
             result.metrics["seconds"] = time.monotonic() - started
             if spec.artifact:

@@ -31,6 +31,7 @@ class StageContext:
     engines: Engines
     pins: dict[str, int]
     say: Callable[[str], None]  # one line of progress
+    run_id: str = ""  # of this stage in MLflow, for the driver's own logging
 
     def todo(self, table: str) -> Identities:
         """The partitions of `table` to write in this pass, with the identities to stamp on the commit."""

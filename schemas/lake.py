@@ -50,6 +50,10 @@ class Lake:
     def exists(self, table: str) -> bool:
         return DeltaTable.is_deltatable(self.path(table))
 
+    def tables(self) -> list[str]:
+        """The tables that exist."""
+        return [table for table in TABLES if self.exists(table)]
+
     def version(self, table: str) -> int | None:
         """The newest committed version, or None where there is no table yet."""
         return self.open(table).version() if self.exists(table) else None

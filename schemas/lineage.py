@@ -134,7 +134,15 @@ REGISTER = StageSpec(
     "register",
     logic=1,
     settings=("register",),
-    outputs={"register": (Read("train", "artifact"), Read("evaluate", "artifact"))},
+    outputs={
+        "register": (
+            Read("semantic_ids", "all"),
+            Read("items", "all"),
+            Read("training_examples", "all"),  # a champion is measured on them beside the candidate
+            Read("train", "artifact"),
+            Read("evaluate", "artifact"),
+        )
+    },
     days="fit",
     artifact=True,
     engine="none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
+def losses_of(folder: Path) -> list[tuple[int, float]]:
+    rows = json.loads((folder / "history.json").read_text())
+    return [(row["step"], row["loss" if "loss" in row else "validation_loss"]) for row in rows]
+
+
 def impressions(stream: ExampleStream, start: Position) -> list[list[int]]:
     return [batch.requests.target_impressions.tolist() for batch in stream.batches(start)]
 
@@ -105,12 +111,9 @@ def test_a_stream_taken_up_at_any_position_continues(data: TrainingData) -> None
     stream = data.stream
     whole = list(stream.batches(Position(stream.version)))
     assert impressions(stream, Position(stream.version)) == [b.requests.target_impressions.tolist() for b in whole]
-    for i in range(0, len(whole), 3):
-        rest = list(
-            opened((data.lake, {"training_examples": stream.version, **_others(data)}), CONFIG).stream.batches(
-                whole[i].after
-            )
-        )
+    pins = {"training_examples": stream.version, **_others(data)}
+    for i in range(0, len(whole), 5):
+        rest = list(opened((data.lake, pins), CONFIG).stream.batches(whole[i].after))
         assert [as_rows(b.requests) for b in rest] == [as_rows(b.requests) for b in whole[i + 1 :]]
         assert [b.progress for b in rest] == [b.progress for b in whole[i + 1 :]]
 
@@ -124,7 +127,7 @@ def test_a_position_in_another_version_is_refused(data: TrainingData) -> None:
         next(data.stream.batches(Position(7)))
 
 
-@pytest.mark.parametrize("kill_at", [3, 4, 9])
+@pytest.mark.parametrize("kill_at", [3, 9])
 def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(small_lake, ray_module, tmp_path, kill_at: int) -> None:
     assert CONFIG.model.dropout > 0
     train(settings_for(small_lake, tmp_path / "unbroken"))
@@ -142,13 +145,7 @@ def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(small_lake, ray_
     wanted, got = weights(tmp_path / "unbroken"), weights(tmp_path / "killed")
     assert wanted.keys() == got.keys()
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
-    losses = [
-        [
-            (row["step"], row.get("loss", row.get("validation_loss")))
-            for row in json.loads((tmp_path / n / "history.json").read_text())
-        ]
-        for n in ("unbroken", "killed")
-    ]
+    losses = [losses_of(tmp_path / name) for name in ("unbroken", "killed")]
     assert losses[0] == losses[1]
     assert len(states(tmp_path / "killed" / "checkpoints")) == 2
 
@@ -171,18 +168,13 @@ def test_workers_share_a_batch_without_loss_or_repetition() -> None:
 @pytest.mark.slow
 def test_two_workers_train_like_one(small_lake, ray_module, tmp_path) -> None:
     """Without dropout the gradient of a batch is the same sum, in another order of additions."""
-    from dataclasses import replace
-
     config = with_train(epochs=1, checkpoint_steps=100)
     config = replace(config, model=replace(config.model, dropout=0.0))
     train(settings_for(small_lake, tmp_path / "one", config))
     two = replace(config, train=replace(config.train, num_workers=2))
     train(settings_for(small_lake, tmp_path / "two", two))
-    histories = [json.loads((tmp_path / n / "history.json").read_text()) for n in ("one", "two")]
-    for alone, together in zip(*histories, strict=True):
-        name = "loss" if "loss" in alone else "validation_loss"
-        assert alone["step"] == together["step"]
-        assert alone[name] == pytest.approx(together[name], abs=2e-4)
+    for (step, alone), (also, together) in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / "two"), strict=True):
+        assert step == also and alone == pytest.approx(together, abs=2e-4)
 
 
 def test_the_stage_leaves_a_model_its_curves_and_its_figures(small_lake, engines: Engines) -> None:

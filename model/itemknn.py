@@ -8,6 +8,7 @@ stronger (Ludewig and Jannach, 2018, call it sequential rules). Which one is use
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,20 +47,31 @@ def co_occurrence(positives: Positives, directed: bool) -> sparse.csr_array:
         distinct = earlier != later
         weight = np.full(int(distinct.sum()), DISTANCE_DECAY ** (distance - 1))
         total = total + sparse.csr_array((weight, (earlier[distinct], later[distinct])), shape=shape)
-    return total if directed else sparse.csr_array(total + total.T)
+    return total if directed else both_ways(total)
 
 
-def nearest(pairs: sparse.csr_array, counts: np.ndarray, shrinkage: float, neighbours: int) -> sparse.csr_array:
-    """float32 [N, N]: each item's most similar ones, at most `neighbours` a row; ties go to the lower index."""
+def both_ways(pairs: sparse.csr_array) -> sparse.csr_array:
+    """Pairs whatever the order of their items."""
+    return sparse.csr_array(pairs + pairs.T)
+
+
+def nearest(pairs: sparse.csr_array, counts: np.ndarray, shrinkage: float, sizes: Sequence[int]) -> list[sparse.csr_array]:
+    """For each of `sizes`, float32 [N, N]: each item's most similar ones, at most so many a row; sorted once for all.
+
+    Ties go to the lower index.
+    """
+    pairs.sort_indices()
     entries = pairs.tocoo()
     first, second = entries.coords
     similarity = entries.data / (np.sqrt(counts[first] * counts[second]) + shrinkage)
-    order = np.lexsort((second, -similarity, first))
-    first, second, similarity = first[order], second[order], similarity[order]
-    starts = np.searchsorted(first, np.arange(len(counts)))
-    keep = np.arange(len(first)) - starts[first] < neighbours
-    values = similarity[keep].astype(np.float32)
-    return sparse.csr_array((values, (first[keep], second[keep])), shape=pairs.shape)
+    # One stable sort of one key is several times as fast as a lexicographic one: rows ascend, similarity descends.
+    order = np.argsort(first + 1.0 - similarity / (1.001 * similarity.max(initial=1e-300)), kind="stable")
+    first, second, values = first[order], second[order], similarity[order].astype(np.float32)
+    place = np.arange(len(first)) - np.searchsorted(first, np.arange(len(counts)))[first]
+    return [
+        sparse.csr_array((values[place < size], (first[place < size], second[place < size])), shape=pairs.shape)
+        for size in sizes
+    ]
 
 
 class ItemKnn(ScoreRanker):
@@ -72,7 +84,7 @@ class ItemKnn(ScoreRanker):
     @classmethod
     def fit(cls, positives: Positives, settings: KnnSettings, positive_mask: int) -> ItemKnn:
         pairs = co_occurrence(positives, settings.directed)
-        similarity = nearest(pairs, positives.counts, settings.shrinkage, settings.neighbours)
+        similarity = nearest(pairs, positives.counts, settings.shrinkage, [settings.neighbours])[0]
         return cls(similarity, settings.recency, Popularity(positives), positive_mask)
 
     @property

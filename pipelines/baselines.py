@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.itemknn import ItemKnn, KnnSettings, co_occurrence, nearest
+from model.itemknn import ItemKnn, KnnSettings, both_ways, co_occurrence, nearest
 from model.popularity import Popularity
 from model.positives import Positives
 from model.ranking_metrics import ndcg_at, recall_at, target_ranks
@@ -87,11 +87,13 @@ def fit_itemknn(fitting: Fitting, directions: Sequence[bool] = (False, True)) ->
     """The neighbourhood with the best NDCG@10, over direction, shrinkage, neighbours and recency."""
     popularity, counts = Popularity(fitting.positives), fitting.positives.counts
     best: tuple[float, Fitted] | None = None
+    one_way = co_occurrence(fitting.positives, directed=True)
     for directed in directions:
-        pairs = co_occurrence(fitting.positives, directed)
-        for shrinkage, neighbours in itertools.product(SHRINKAGES, fitting.config.itemknn_neighbours):
-            similarity = nearest(pairs, counts, shrinkage, neighbours)
-            for recency in fitting.config.itemknn_recency:
+        pairs = one_way if directed else both_ways(one_way)
+        for shrinkage in SHRINKAGES:
+            sizes = fitting.config.itemknn_neighbours
+            similarities = zip(sizes, nearest(pairs, counts, shrinkage, sizes), strict=True)
+            for (neighbours, similarity), recency in itertools.product(similarities, fitting.config.itemknn_recency):
                 system = ItemKnn(similarity, recency, popularity, fitting.positive_mask)
                 score = fitting.score(system)
                 if best is None or score["ndcg@10"] > best[0]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.nearest import assign, blocks, label_distances
+from model.nearest import assign, label_distances, row_blocks
 from model.reduction import Alone, Reducer
 from model.seeding import fixed_point_scale, seed_centroids
 from schemas.errors import ContractViolation
@@ -103,10 +103,10 @@ def _look(x_ND: Tensor, centroids_KD: Tensor, grid: Grid, chunk: int, reducer: R
     labels_N = assign(x_ND, centroids_KD, chunk)
     distance_N = label_distances(x_ND, centroids_KD, labels_N)
     sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.int64, device=x_ND.device)
-    for s in blocks(*x_ND.shape):
-        sums_KD.index_add_(0, labels_N[s], (x_ND[s].double() * grid.coordinate).round_().long())
+    for s in row_blocks(x_ND):
+        sums_KD.index_add_(0, labels_N[s], (x_ND[s].double() * grid.coordinate).long())  # cut to the grid
     counts_K = torch.bincount(labels_N, minlength=len(centroids_KD))
-    total = (distance_N * grid.distance).round_().long().sum().reshape(1)
+    total = (distance_N * grid.distance).long().sum().reshape(1)
     return Pass(
         labels_N,
         distance_N,

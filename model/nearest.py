@@ -26,7 +26,10 @@ except ImportError:  # torch alone is a little slower on CPUs
     faiss = None
 
 SCORES = 1 << 25  # elements of a block of the N x K matrix
-BLOCK = 1 << 18  # float64 elements that stay in the cache
+# Elements of a block of elementwise float64 work. On CPUs it stays in the cache and below the size from which torch
+# wakes its threads, whose barriers cost more than the work where cores are shared.
+BLOCK = {"cpu": 1 << 14}
+WIDE_BLOCK = 1 << 24  # on other devices
 
 
 def squared_distances(a_PD: Tensor, b_PD: Tensor) -> Tensor:
@@ -40,7 +43,12 @@ def squared_distances(a_PD: Tensor, b_PD: Tensor) -> Tensor:
     return terms[:, 0] if terms.shape[1] else terms.new_zeros(len(terms))
 
 
-def blocks(rows: int, width: int, elements: int = BLOCK) -> Iterator[slice]:
+def row_blocks(x_ND: Tensor, rows: int | None = None) -> Iterator[slice]:
+    """Slices of the rows of `x_ND`, or of as many `rows` of its width, for elementwise work."""
+    return blocks(len(x_ND) if rows is None else rows, x_ND.shape[1], BLOCK.get(x_ND.device.type, WIDE_BLOCK))
+
+
+def blocks(rows: int, width: int, elements: int) -> Iterator[slice]:
     """Slices of `rows` whose rows times `width` stay within `elements`, at least one row each."""
     step = max(1, elements // max(1, width))
     for start in range(0, rows, step):
@@ -49,7 +57,7 @@ def blocks(rows: int, width: int, elements: int = BLOCK) -> Iterator[slice]:
 
 def label_distances(x_ND: Tensor, centroids_KD: Tensor, labels_N: Tensor) -> Tensor:
     """float64 [N]: each row's squared distance to the centroid of its label."""
-    parts = [squared_distances(x_ND[s], centroids_KD[labels_N[s]]) for s in blocks(*x_ND.shape)]
+    parts = [squared_distances(x_ND[s], centroids_KD.index_select(0, labels_N[s])) for s in row_blocks(x_ND)]
     return torch.cat(parts) if parts else x_ND.new_zeros(0, dtype=torch.float64)
 
 
@@ -111,9 +119,8 @@ def margin(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
 def _decide(x_ND: Tensor, centroids_KD: Tensor, candidates_NK: Tensor) -> Tensor:
     """int64 [N]: the nearest candidate by the truth, the lowest index on ties."""
     row, column = candidates_NK.nonzero(as_tuple=True)
-    distance = torch.cat(
-        [squared_distances(x_ND[row[s]], centroids_KD[column[s]]) for s in blocks(len(row), x_ND.shape[1])]
-    )
+    parts = [squared_distances(x_ND[row[s]], centroids_KD[column[s]]) for s in row_blocks(x_ND, len(row))]
+    distance = torch.cat(parts)
     best = distance.new_full((len(x_ND),), torch.inf).scatter_reduce_(0, row, distance, "amin")
     wins = distance == best[row]
     labels = column.new_full((len(x_ND),), len(centroids_KD))

@@ -41,15 +41,23 @@ class Layout:
     valid_RT: Tensor  # bool
 
 
-class FeedForward(nn.Sequential):
+class FeedForward(nn.Module):
     """h = Dense(LeakyReLU(Dense(f)))."""
 
     def __init__(self, width_in: int, width: int) -> None:
-        super().__init__(nn.Linear(width_in, width), nn.LeakyReLU(), nn.Linear(width, width))
+        super().__init__()
+        self.first = nn.Linear(width_in, width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, f: Tensor) -> Tensor:
+        return self.finish(self.first(f))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        return self.second(F.leaky_relu(hidden))
 
 
 class EventFields(nn.Module):
-    """Embeddings of an event's fields but its position, concatenated; shared by the pathways that read events."""
+    """Embeddings of an event's fields but its position; shared by the pathways that read events."""
 
     starts: Tensor
     bits: Tensor
@@ -58,22 +66,23 @@ class EventFields(nn.Module):
         super().__init__()
         self.buckets = config.hash_buckets
         width = config.embed_dim
-        sizes = torch.tensor([num_codes + 1] * levels + [GAPS, RATIOS, DURATIONS])  # +1: the unknown item's code
-        # One table for all small vocabularies: one gather and one scatter of gradients instead of six.
-        self.small = nn.Embedding(int(sizes.sum()), width)
+        self.sizes = [num_codes + 1] * levels + [GAPS, RATIOS, DURATIONS]  # +1: the unknown item's code
+        self.small = nn.Embedding(sum(self.sizes), width)  # the small vocabularies one after the other
+        sizes = torch.tensor(self.sizes)
         self.register_buffer("starts", sizes.cumsum(0) - sizes, persistent=False)
         self.authors = nn.Embedding(config.hash_buckets + 1, width)
         self.tags = nn.Embedding(config.hash_buckets + 1, width, padding_idx=0)
         self.feedback = nn.Linear(NUM_BITS, width)
         self.register_buffer("bits", 1 << torch.arange(NUM_BITS), persistent=False)
-        self.width = width * (levels + 6)
+        self.large_width = 3 * width
         for table in (self.small, self.authors, self.tags):
             nn.init.normal_(table.weight, std=INIT_STD)
         with torch.no_grad():
             self.tags.weight[0].zero_()
 
-    def forward(self, requests: Requests, items: ItemTable, index: Tensor, rows: Tensor) -> Tensor:
-        """[N, width] of the events `index` (places in the history arrays) of the requests `rows`."""
+    def forward(self, requests: Requests, items: ItemTable, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the events `index` (places in the history arrays) of the requests `rows`: rows of `small`, int64 [N, F],
+        and the embeddings of the other fields, [N, large_width]."""
         place = items.place(requests.history_items[index])
         duration = requests.history_duration_ms[index]
         small = torch.stack(
@@ -89,15 +98,8 @@ class EventFields(nn.Module):
         authors = torch.where(given < 0, items.authors[place], hashed(given, self.buckets))
         flags = (requests.history_feedback[index, None] & self.bits) != 0
         tags = F.embedding_bag(items.tags[place], self.tags.weight, mode="mean", padding_idx=0)
-        return torch.cat(
-            [
-                self.small(small + self.starts).flatten(1),
-                self.authors(authors),
-                tags,
-                self.feedback(flags.to(self.small.weight.dtype)),
-            ],
-            dim=1,
-        )
+        large = [self.authors(authors), tags, self.feedback(flags.to(self.small.weight.dtype))]
+        return small + self.starts, torch.cat(large, dim=1)
 
 
 def gap_bucket(gap_us: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ class EventPathway(nn.Module):
         self.length, self.mask = length, mask
         self.positions = nn.Embedding(length, embed_dim)
         nn.init.normal_(self.positions.weight, std=INIT_STD)
-        self.network = FeedForward(fields.width + embed_dim, width)
+        self.network = FeedForward((len(fields.sizes) + 1) * embed_dim + fields.large_width, width)
 
     def select(self, requests: Requests) -> tuple[Tensor, Tensor]:
         """Places in the history arrays (int64 [N]), and their offsets (int64 [R + 1])."""
@@ -157,8 +159,22 @@ class EventPathway(nn.Module):
 
     def forward(self, fields: EventFields, requests: Requests, items: ItemTable) -> Tokens:
         index, offsets = self.select(requests)
-        features = fields(requests, items, index, row_of(offsets))
-        return Tokens(self.network(torch.cat([features, self.positions(ages(offsets))], dim=1)), offsets)
+        small_NF, large_NC = fields(requests, items, index, row_of(offsets))
+        places_NF = torch.cat([small_NF, len(fields.small.weight) + ages(offsets)[:, None]], dim=1)
+        hidden = self._first_dense(fields, places_NF, large_NC)
+        return Tokens(self.network.finish(hidden), offsets)
+
+    def _first_dense(self, fields: EventFields, places_NF: Tensor, large_NC: Tensor) -> Tensor:
+        """The network's first Dense on the concatenation of all fields, [N, width].
+
+        A Dense of a concatenation is a sum of parts. Small vocabularies pass through theirs once a value, not once an
+        event, which saves a third of the pathway's work.
+        """
+        dense = self.network.first
+        tables = [*fields.small.weight.split(fields.sizes), self.positions.weight]
+        *parts, large = dense.weight.split([self.positions.embedding_dim] * len(tables) + [fields.large_width], dim=1)
+        mapped_VD = torch.cat([table @ part.T for table, part in zip(tables, parts, strict=True)])
+        return F.embedding_bag(places_NF, mapped_VD, mode="sum") + F.linear(large_NC, large, dense.bias)
 
 
 def ages(offsets: Tensor) -> Tensor:

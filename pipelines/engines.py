@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 # Workers find the packages of this checkout, whatever their working directory.
-ENVIRONMENT = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+ENVIRONMENT = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 
 class Engines:
@@ -52,6 +52,8 @@ class Engines:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+        for chatty in ("ray.data", "ray.train"):  # plans and timings of every small data set; errors are raised
+            logging.getLogger(chatty).setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True  # the same order on every pass
         context.enable_progress_bars = False

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.requests import Requests
+from pipelines.baselines import System
 from pipelines.bundle import Bundle
 from pipelines.catalogue import Catalogue
 from pipelines.evaluate import ModelSystem, evaluation_data, load_ranker
@@ -69,7 +70,7 @@ def compare(context: StageContext, champion: Bundle) -> dict[str, Any]:
     """Measures candidate and champion on the test queries of this log."""
     context.engines.ray()
     config, data = context.config.evaluate, evaluation_data(context)
-    systems = {
+    systems: dict[str, System] = {
         MODEL: ModelSystem(load_ranker(context, data.catalogue), config.beam),
         CHAMPION: ForeignSystem(champion, data.catalogue, config.beam),
     }

@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import pyarrow.dataset as pads
-import ray.data
 import torch
 
 from model.positives import take_rows
 from model.requests import Requests
 from pipelines.collate import COLUMNS, ExampleCollate, concat_requests
-from pipelines.ray_tables import days_filter
+from pipelines.ray_tables import read_dataset
 from schemas.config import TrainConfig
 from schemas.errors import ContractViolation
 from schemas.lake import Lake, assert_ray_readable
@@ -92,11 +91,11 @@ def _parts_of_day(day: datetime.date, rows: int, low: int, high: int, limit: int
 
 def read_segment(lake: Lake, version: int, segment: Segment, collate: ExampleCollate) -> Requests:
     """The segment's requests, sorted by (time, user); those of one example keep their order."""
-    wanted = days_filter(segment.days)
+    where = None
     if segment.between is not None:
         low, high = segment.between
-        wanted = wanted & (pads.field("slice_us") >= low) & (pads.field("slice_us") < high)
-    dataset = ray.data.read_delta(lake.path(TABLE), version=version, columns=list(COLUMNS), filter=wanted)
+        where = (pads.field("slice_us") >= low) & (pads.field("slice_us") < high)
+    dataset = read_dataset(lake, TABLE, version, COLUMNS, segment.days, where)
     parts = [collate(table) for table in dataset.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow")]
     if not parts:
         return empty_requests()

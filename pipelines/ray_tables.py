@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import operator
 from collections.abc import Collection, Mapping, Sequence
 
 import pyarrow as pa
@@ -25,10 +27,12 @@ def read_dataset(
     version: int,
     columns: Sequence[str] | None = None,
     days: Collection[datetime.date] | None = None,
+    where: pads.Expression | None = None,
 ) -> ray.data.Dataset:
-    """A table at a pinned version as a streaming Ray Data set, pruned to `days` and `columns`."""
+    """A table at a pinned version as a streaming Ray Data set, pruned to `days`, `columns` and the rows of `where`."""
     _guard(lake, name)
-    arguments = {} if days is None else {"filter": days_filter(days)}
+    wanted = [condition for condition in (None if days is None else days_filter(days), where) if condition is not None]
+    arguments = {"filter": functools.reduce(operator.and_, wanted)} if wanted else {}
     return ray.data.read_delta(lake.path(name), version=version, columns=list(columns) if columns else None, **arguments)
 
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -24,12 +23,12 @@ from pyspark.sql import functions as F
 
 from jobs import catalogues, kuairand, tables
 from jobs.duplicates import with_fate
+from jobs.ingest_pass import Pass, plan_pass
 from jobs.ingest_plan import (
     CONFLICT,
     CONFLICT_REASON,
     FATES,
     KEPT,
-    OUTPUTS,
     Day,
     IngestReport,
     Log,
@@ -37,11 +36,10 @@ from jobs.ingest_plan import (
     done,
     remember,
     report_of,
-    select_days,
     settings_digest,
     write_memory,
 )
-from jobs.lines import PLACE
+from jobs.lines import PLACE, reading
 from jobs.log_rows import VALUES, LogRows, fate_counts, lines_of, numbered, read_rows, shifts_of, with_ids
 from jobs.session import spark_session
 from jobs.source_files import SourceFile, find_files
@@ -55,23 +53,7 @@ __all__ = ["IngestReport", "ingest"]
 
 ROWS_A_FILE = 5_000_000
 Say = Callable[[str], None]
-
-
-@dataclass
-class Pass:
-    """What one pass writes."""
-
-    log: Log
-    days: tuple[Day, ...]  # of the pass
-    since: Day  # from which the present snapshots hold
-    snapshots: dict[tuple[str, str], Day]  # the same for each catalogue file, earlier passes included
-    impressions: Identities  # stale
-    rejected: Identities  # stale
-
-    @property
-    def todo(self) -> tuple[Day, ...]:
-        """The days whose rows are read."""
-        return tuple(sorted({*self.impressions, *self.rejected}))
+Snapshots = dict[str, DataFrame]  # the catalogue's parsed rows by table
 
 
 def ingest(
@@ -88,16 +70,23 @@ def ingest(
     file or counts that do not reconcile, MissingUpstream for a day that the log does not hold.
     """
     _check_time_zone(config.source)
+    report = None if force else done(lake, config, days)
+    if report is not None:
+        return report
+    # Delta leaves out a commit that changes no file; the stamp of a day without rows would be lost with it.
+    spark.conf.set("spark.databricks.delta.skipRecordingEmptyCommits", "false")
     memory = remember(lake)
     with ExitStack() as cleanup:
         log, first = _known_log(spark, config.source, memory, cleanup)
-        work = _plan(lake, log, memory, days, force)
+        work = plan_pass(lake, log, memory, days, force)
+        cleanup.enter_context(reading(log.files))
+        snapshots = _read_snapshots(spark, log, cleanup)
         rows = _rows_of(spark, work, first, cleanup) if work.todo else None
         counts = dict(memory.days)
         if rows is not None:
             say(f"{len(work.todo)} day(s) to write, {sum(f.read for f in rows.facts.values()):,} rows read")
-            counts |= _write_log(spark, lake, work, rows, cleanup)
-        _write_catalogues(spark, lake, work, force, cleanup)
+            counts |= _write_log(spark, lake, work, rows, snapshots, cleanup)
+        _write_catalogues(spark, lake, work, snapshots, force, cleanup)
     write_memory(lake, log, work.snapshots, counts)
     return report_of(lake, log, work.days, counts)
 
@@ -134,35 +123,9 @@ def _rows_of(spark: SparkSession, work: Pass, first: LogRows | None, cleanup: Ex
     return _read(spark, needed, work.log.source, cleanup)
 
 
-def _plan(lake: Lake, log: Log, memory: Memory, days: Collection[Day] | None, force: bool) -> Pass:
-    scope = select_days(log.days, days)
-    present = {name: lake.identities(name) for name in OUTPUTS}
-
-    def stale(name: str, expected: Identities) -> Identities:
-        return {d: i for d, i in expected.items() if force or present[name].get(d) != i}
-
-    expected = log.identities("impressions", scope)
-    impressions = stale("impressions", expected)
-    for day, identity in expected.items():  # a kill may have come before the counts were noted
-        if memory.days.get(day.isoformat(), {}).get("identity") != identity:
-            impressions[day] = identity
-    unstamped = {day for day in scope for name in ("items", "users") if day not in present[name]}
-    since = min({*impressions, *unstamped}, default=scope[0])
-    known = memory.since()
-    snapshots = {file.stamp: known.get(file.stamp, since) for file in log.catalogues}
-    rejected = stale("rejected_rows", log.identities("rejected_rows", scope, _further(log, snapshots)))
-    return Pass(log, scope, since, snapshots, impressions, rejected)
-
-
-def _further(log: Log, snapshots: Mapping[tuple[str, str], Day]) -> dict[Day, Any]:
-    """What rejected rows depend on beside the log: the range, and the snapshots whose broken rows share the partition."""
-    by_day: dict[Day, Any] = {day: [str(log.source.first_day), str(log.source.last_day)] for day in log.days}
-    for stamp, day in sorted(snapshots.items()):
-        by_day.setdefault(day, []).append(stamp)
-    return by_day
-
-
-def _write_log(spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, cleanup: ExitStack) -> dict[str, dict[str, Any]]:
+def _write_log(
+    spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, snapshots: Snapshots, cleanup: ExitStack
+) -> dict[str, dict[str, Any]]:
     """Commits impressions and rejected rows; returns identity and counts of the days of the pass."""
     usable = rows.usable().where(F.col("date").isin(list(work.todo)))
     fated = with_fate(with_ids(usable, work.log.source.request_gap_ms), "impression_id", VALUES).persist()
@@ -179,7 +142,7 @@ def _write_log(spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, clean
     if work.impressions:
         _write_impressions(spark, lake, work.impressions, fated, counts)
     if work.rejected:
-        _write_rejected(spark, lake, work, rows, fated)
+        _write_rejected(spark, lake, work, rows, fated, snapshots)
     return counts
 
 
@@ -203,41 +166,44 @@ def _write_impressions(
             )
 
 
-def _write_rejected(spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, fated: DataFrame) -> None:
+def _write_rejected(
+    spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, fated: DataFrame, snapshots: Snapshots
+) -> None:
     conflicts = fated.where(F.col("fate") == CONFLICT).withColumn("reason", F.lit(CONFLICT_REASON))
     refused = rows.rejected(spark, work.log.days[0]).unionByName(conflicts.select(*PLACE, "raw", "reason", "date"))
     columns = TABLES["rejected_rows"].columns
     parts = numbered(spark, refused, rows.shifts).select(*columns)
-    wanted = [file for file in work.log.catalogues if work.snapshots[file.stamp] in work.rejected]
-    for table in (ITEMS, USERS):
-        files = [file for file in wanted if file.role == table.name]
-        if files:
-            frame = _read_catalogue(spark, table.name, files)
-            broken = catalogues.accepted(frame, table)[1]
-            since = spark.createDataFrame(
-                [(file.name, work.snapshots[file.stamp]) for file in files], "source_file string, date date"
-            )
-            dated = numbered(spark, broken, shifts_of(lines_of(frame), titled=True)).join(F.broadcast(since), "source_file")
-            parts = parts.unionByName(dated.select(*columns))
+    wanted = [(file.name, since) for file in work.log.catalogues if (since := work.snapshots[file.stamp]) in work.rejected]
+    for name, frame in snapshots.items() if wanted else ():
+        dates = F.broadcast(spark.createDataFrame(wanted, "source_file string, since date"))
+        broken = catalogues.accepted(frame, TABLES[name])[1].join(dates, "source_file").withColumnRenamed("since", "date")
+        parts = parts.unionByName(numbered(spark, broken, shifts_of(lines_of(frame), titled=True)).select(*columns))
     parts = parts.where(F.col("date").isin(list(work.rejected)))
     tables.replace_days(spark, lake, "rejected_rows", parts, work.rejected)
 
 
-def _read_catalogue(spark: SparkSession, role: str, files: list[SourceFile]) -> DataFrame:
-    return kuairand.read_items(spark, files) if role == "items" else kuairand.read_users(spark, files)
-
-
-def _write_catalogues(spark: SparkSession, lake: Lake, work: Pass, force: bool, cleanup: ExitStack) -> None:
-    days = [day for day in work.days if day >= work.since]
-    for table in (ITEMS, USERS):
-        files = [file for file in work.log.catalogues if file.role == table.name]
+def _read_snapshots(spark: SparkSession, log: Log, cleanup: ExitStack) -> Snapshots:
+    readers = {"items": kuairand.read_items, "users": kuairand.read_users}
+    found = {}
+    for name, read in readers.items():
+        files = [file for file in log.catalogues if file.role == name]
         if files:
-            snapshot = catalogues.accepted(_read_catalogue(spark, table.name, files), table)[0]
-        else:
-            snapshot = catalogues.empty_snapshot(spark, table)
-        rows = catalogues.history(spark, lake, table, snapshot, work.log.source, work.log.days, work.since).persist()
+            found[name] = read(spark, files).persist()
+            cleanup.callback(found[name].unpersist)
+    return found
+
+
+def _write_catalogues(
+    spark: SparkSession, lake: Lake, work: Pass, snapshots: Snapshots, force: bool, cleanup: ExitStack
+) -> None:
+    days = [day for day in work.days if day >= work.since]
+    source = work.log.source
+    for table in (ITEMS, USERS):
+        parsed = snapshots.get(table.name)
+        snapshot = catalogues.empty_snapshot(spark, table) if parsed is None else catalogues.accepted(parsed, table)[0]
+        rows = catalogues.history(spark, lake, table, snapshot, source, work.log.days, work.since).persist()
         cleanup.callback(rows.unpersist)
-        catalogues.commit(spark, lake, table, rows, work.log.source, days, force)
+        catalogues.commit(spark, lake, table, rows, source, days, force)
 
 
 def rows_by_day(lake: Lake, name: str) -> dict[Day, int]:

@@ -13,7 +13,6 @@ a policy that does not learn from the feedback.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, Window
@@ -27,7 +26,7 @@ MEAN_REQUEST = 5.0
 ACTIVITY = 0.6  # exponent of the heavy tail: the busiest user has (2 / users)^0.6 of all requests
 SESSION_GAP_MS = 90_000  # between two requests of a session
 TOPIC_SKEW = 1.4  # topic = floor(T * u^skew): topic 0 is the most popular one
-ZIPF = 0.7  # exponent of popularity within a topic
+ZIPF = 0.85  # exponent of popularity within a topic
 DRIFT = 0.9  # amplitude, in log weight, of the drift of a user's topics
 CORE = (0.5, 0.3, 0.2)  # base weights of a user's three topics
 FAVOURITES = (0, 0, 0, 1, 2)  # the core topic of each favourite author
@@ -70,26 +69,30 @@ class World:
         share = left_of(rank / n) - left_of((rank + 1) / n)
         return whole(share * (self.settings.impressions / MEAN_REQUEST) + self.draw("requests", user))
 
-    def topics_of(self, user: Column) -> list[Column]:
-        """The three core topics of a user; the second and third tend to be near the one before."""
-        count = self.settings.topics
-        topics = [self.integer(count, "topic", user, skew=TOPIC_SKEW)]
-        for name in ("topic2", "topic3"):
-            topics.append(F.pmod(topics[-1] + 1 + self.integer(max(1, count - 1), name, user, skew=2.0), F.lit(count)))
-        return topics
+    def with_taste(self, rows: DataFrame) -> DataFrame:
+        """Adds topic0..2, the core topics of `user_id`, and weight0..2, their weights on `day`, which sum to 1.
 
-    def weights_of(self, user: Column, day: Column) -> list[Column]:
-        """The weights of the core topics on a day, summing to 1; they drift with a period of 8 to 20 days."""
-        turn = day.cast("double") / (self.draw("period", user) * 12 + 8)
-        raw = [
-            F.exp(F.sin((turn + self.draw(f"phase{i}", user)) * (2 * math.pi)) * DRIFT) * base
-            for i, base in enumerate(CORE)
-        ]
-        return [weight / (raw[0] + raw[1] + raw[2]) for weight in raw]
+        The second and third topic tend to be near the one before. Weights drift with a period of 8 to 20 days. They are
+        columns and not expressions, so that Spark computes each once and not wherever it is used.
+        """
+        user, count = F.col("user_id"), self.settings.topics
+        rows = rows.withColumn("topic0", self.integer(count, "topic", user, skew=TOPIC_SKEW))
+        for i in (1, 2):
+            step = self.integer(max(1, count - 1), f"topic{i}", user, skew=2.0) + 1
+            rows = rows.withColumn(f"topic{i}", F.pmod(F.col(f"topic{i - 1}") + step, F.lit(count)))
+        rows = rows.withColumn("turn", F.col("day").cast("double") / (self.draw("period", user) * 12 + 8))
+        for i, base in enumerate(CORE):
+            angle = (F.col("turn") + self.draw(f"phase{i}", user)) * (2 * math.pi)
+            rows = rows.withColumn(f"raw{i}", F.exp(F.sin(angle) * DRIFT) * base)
+        total = F.col("raw0") + F.col("raw1") + F.col("raw2")
+        return rows.withColumns({f"weight{i}": F.col(f"raw{i}") / total for i in range(3)}).drop(
+            "turn", "raw0", "raw1", "raw2"
+        )
 
-    def favourites_of(self, user: Column, topics: Sequence[Column]) -> list[Column]:
-        """The favourite authors of a user, all at home in one of the user's topics."""
-        return [self.author_in(topics[core], self.draw(f"favourite{i}", user)) for i, core in enumerate(FAVOURITES)]
+    def favourites(self) -> list[Column]:
+        """The favourite authors of `user_id`, all at home in one of topic0..2."""
+        draws = [self.draw(f"favourite{i}", F.col("user_id")) for i in range(len(FAVOURITES))]
+        return [self.author_in(F.col(f"topic{core}"), u) for core, u in zip(FAVOURITES, draws, strict=True)]
 
     def author_in(self, topic: Column, u: Column) -> Column:
         """An author at home in a topic: author a's home is a mod topics, and low numbers are prolific."""
@@ -105,13 +108,15 @@ class World:
         counted = users.withColumn("n", self.requests_of(user)).where("n > 0")
         rows = counted.withColumn("length", self.integer(4, "session_length", user) + 3)
         rows = rows.withColumn("k", F.explode(F.sequence(F.lit(0).cast("bigint"), F.col("n") - 1)))
-        rows = rows.withColumn("session", whole(k / F.col("length")))
-        sessions = F.ceil(F.col("n") / F.col("length"))
+        before = whole(self.draw("first_session", user) * F.col("length"))  # the log begins within a session
+        rows = rows.withColumn("place", k + before)
+        rows = rows.withColumn("session", whole(F.col("place") / F.col("length")))
+        sessions = F.ceil((before + F.col("n")) / F.col("length"))
         period = float(self.settings.days * DAY_MS)
         gap = F.least(F.lit(SESSION_GAP_MS / period), F.lit(0.35) / (sessions * F.col("length")))
         free = F.lit(1.0) - gap * F.col("length") * sessions
         start = (F.col("session") + self.draw("start", user, F.col("session")) * free) / sessions
-        step = (F.pmod(k, F.col("length")) + self.draw("step", user, k) * 0.5) * gap
+        step = (F.pmod("place", "length") + self.draw("step", user, k) * 0.5) * gap
         time = daylight((start + step) * self.settings.days)
         rows = rows.withColumn("time_ms", whole(time * DAY_MS))
         return rows.select("user_id", "k", "session", "time_ms", whole(F.col("time_ms") / DAY_MS).alias("day"))
@@ -123,8 +128,8 @@ class World:
         this state what would have been shown: it is written as truth/requests.
         """
         user, session, day = F.col("user_id"), F.col("session"), F.col("day")
-        core = self.topics_of(user)
-        own = pick(self.draw("intent", user, session), core, self.weights_of(user, day))
+        requests = self.with_taste(requests)
+        own = own_topic(self.draw("intent", user, session))
         anywhere = self.integer(self.settings.topics, "intent_any", user, session, skew=TOPIC_SKEW)
         intent = F.when(self.draw("intent_core", user, session) < INTENT_CORE, own).otherwise(anywhere)
         shifted = F.col("k") + self.integer(RUN, "run_offset", user)
@@ -132,7 +137,7 @@ class World:
         rows = rows.withColumn("step", F.pmod(shifted, F.lit(RUN)))
         run = F.col("run")
         length = whole(F.log(self.draw("run_length", user, run)) / math.log(RUN_GOES_ON)) + 1
-        favourites = F.array(*self.favourites_of(user, core))
+        favourites = F.array(*self.favourites())
         author = F.get(favourites, self.integer(len(FAVOURITES), "run_author", user, run).cast("int"))
         active = (self.draw("run", user, run) < RUN_SHARE) & (F.col("step") < length)
         rows = rows.withColumn("author_id", F.when(active, author)).withColumn(
@@ -142,7 +147,7 @@ class World:
         position = self.integer(4, "run_start", user, run, skew=2.0) + F.col("step")
         episode = F.get("episodes", position.cast("int"))
         rows = rows.withColumn("series_item", F.when(episode < self.available(day), episode))
-        return rows.select("user_id", "k", "session", "time_ms", "day", "intent", "series_item", "series_liked")
+        return rows.drop("author_id", "episodes", "run", "step")
 
     def slots(self, requests: DataFrame) -> DataFrame:
         """One row an impression to be: adds `slot` and `topic`, null where the item is drawn from the whole catalogue."""
@@ -152,7 +157,7 @@ class World:
         rows = requests.withColumn("slot", F.explode(F.sequence(F.lit(0).cast("bigint"), (size - 1).cast("bigint"))))
         slot = F.col("slot")
         source = self.draw("source", user, k, slot)
-        mixture = pick(self.draw("mixture", user, k, slot), self.topics_of(user), self.weights_of(user, F.col("day")))
+        mixture = own_topic(self.draw("mixture", user, k, slot))
         trend = self.integer(self.settings.topics, "trend", user, k, slot, skew=TOPIC_SKEW)
         topic = (
             F.when(source < INTENT_SHARE, F.col("intent"))
@@ -192,14 +197,12 @@ class World:
         """Items that exist on a day: ids ascend by upload, so exactly those below this number."""
         return (day + 1) * self.settings.new_items_a_day + self.settings.items
 
-    def liked(self, user: Column, day: Column, topic: Column, author: Column, quality: Column) -> Column:
-        """The true probability that a user meets an item on a day with a positive (click, long view or like)."""
-        core = self.topics_of(user)
+    def liked(self, topic: Column, author: Column, quality: Column) -> Column:
+        """The true probability that a user of rows `with_taste` gives an item a click, long view or like."""
         weight = sum(
-            (F.when(c == topic, w).otherwise(0.0) for c, w in zip(core, self.weights_of(user, day), strict=True)),
-            F.lit(0.0),
+            (F.when(F.col(f"topic{i}") == topic, F.col(f"weight{i}")).otherwise(0.0) for i in range(3)), F.lit(0.0)
         )
-        favourite = F.when(author.isin(self.favourites_of(user, core)), BY_FAVOURITE).otherwise(0.0)
+        favourite = F.when(author.isin(self.favourites()), BY_FAVOURITE).otherwise(0.0)
         return sigmoid(weight * BY_TOPIC + quality * BY_QUALITY + favourite + BIAS)
 
 
@@ -225,9 +228,10 @@ def logistic(u: Column) -> Column:
     return F.log(u / (F.lit(1.0) - u))
 
 
-def pick(u: Column, values: Sequence[Column], weights: Sequence[Column]) -> Column:
-    """One of three values with three weights that sum to 1."""
-    return F.when(u < weights[0], values[0]).when(u < weights[0] + weights[1], values[1]).otherwise(values[2])
+def own_topic(u: Column) -> Column:
+    """One of topic0..2 by weight0..2."""
+    first, second = F.col("weight0"), F.col("weight0") + F.col("weight1")
+    return F.when(u < first, F.col("topic0")).when(u < second, F.col("topic1")).otherwise(F.col("topic2"))
 
 
 def left_of(q: Column) -> Column:

@@ -92,11 +92,11 @@ def log(world: World, impressions: DataFrame, catalogue: DataFrame) -> DataFrame
     """The official columns of the log, and `day`. Whether an impression is a positive is drawn with its true probability;
     click, long view and like then say so together, and the play time follows."""
     keys = [F.col(name) for name in ("user_id", "k", "slot")]
-    user, day, play = F.col("user_id"), F.col("day"), F.col("play_ms")
+    user, play = F.col("user_id"), F.col("play_ms")
     attributes = catalogue.select("item_id", "author_id", "topic", "quality", "duration_ms")
     rows = impressions.join(F.broadcast(attributes), "item_id")
-    by_taste = world.liked(user, day, F.col("topic"), F.col("author_id"), F.col("quality"))
-    rows = rows.withColumn("liked", F.coalesce("series_liked", by_taste))
+    by_taste = world.liked(F.col("topic"), F.col("author_id"), F.col("quality"))
+    rows = world.with_taste(rows).withColumn("liked", F.coalesce("series_liked", by_taste))
     rows = rows.withColumn("positive", world.draw("positive", *keys) < F.col("liked"))
     rows = rows.withColumn("play_ms", play_time(world, keys))
     rows = rows.withColumn("long", F.col("positive") & (play >= F.least(F.col("duration_ms") * 0.8, F.lit(18_000))))
@@ -179,7 +179,7 @@ def user_features(world: World, users: DataFrame) -> DataFrame:
         for upper, label in reversed(RANGES[name]):
             bounds = F.when(count <= upper, label).otherwise(bounds)
         columns += [count.alias(name), bounds.alias(f"{name}_range")]
-    first = world.topics_of(user)[0]
+    first = F.col("topic0")
     for number, values in enumerate(ONE_HOT):
         value = world.integer(values, f"onehot{number}", user)
         if number in (1, 2):
@@ -187,7 +187,7 @@ def user_features(world: World, users: DataFrame) -> DataFrame:
         columns.append(value.alias(f"onehot_feat{number}"))
     for number in range(len(ONE_HOT), 18):
         columns.append(flag(world.draw(f"onehot{number}", user) < 0.2).cast("double").alias(f"onehot_feat{number}"))
-    return users.orderBy("user_id").select(*columns)
+    return world.with_taste(users.withColumn("day", F.lit(0))).orderBy("user_id").select(*columns)
 
 
 def write_log(rows: DataFrame, settings: SimulateConfig, files: fs.FileSystem, root: str, uri: str) -> None:
@@ -217,21 +217,20 @@ def write_truth(
 ) -> None:
     """What the draws were made from. With the constants of `jobs.latent` it gives the probability of an exposure and of a
     positive for any user, item and day."""
-    user, day = F.col("user_id"), F.col("day")
-    core = world.topics_of(user)
     tastes = users.crossJoin(F.broadcast(users.sparkSession.range(world.settings.days).withColumnRenamed("id", "day")))
-    tastes = tastes.select(
+    tastes = world.with_taste(tastes).select(
         "user_id",
         "day",
-        F.array(*core).alias("topics"),
-        F.array(*world.weights_of(user, day)).alias("weights"),
-        F.array(*world.favourites_of(user, core)).alias("favourites"),
+        F.array("topic0", "topic1", "topic2").alias("topics"),
+        F.array("weight0", "weight1", "weight2").alias("weights"),
+        F.array(*world.favourites()).alias("favourites"),
     )
     catalogue.drop("title", "tags").write.parquet(f"{uri}/truth/items")
     exposures.write.parquet(f"{uri}/truth/exposure")
     tastes.write.parquet(f"{uri}/truth/users")
     start = F.unix_date(F.lit(world.settings.first_day)).cast("bigint") * DAY_MS
-    requests.withColumn("time_ms", F.col("time_ms") + start).write.parquet(f"{uri}/truth/requests")
+    state = ("user_id", "k", "session", "day", "intent", "series_item", "series_liked")
+    requests.select(*state, (F.col("time_ms") + start).alias("time_ms")).write.parquet(f"{uri}/truth/requests")
 
 
 def target(folder: str) -> tuple[fs.FileSystem, str, str]:

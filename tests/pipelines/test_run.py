@@ -1,0 +1,197 @@
+"""The whole run on small simulated logs: what it builds, what it skips, and what the registered model is worth alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+
+from pipelines.bundle import load_bundle
+from pipelines.cli import main
+from pipelines.gates import better_than_popularity
+from schemas.errors import EXIT_DONE, ContractViolation
+from schemas.lake import Lake
+from schemas.tables import TABLES
+from tests.conftest import REPOSITORY
+
+SETTINGS = {
+    "simulate.impressions": 12_000,
+    "simulate.users": 400,
+    "simulate.items": 300,
+    "simulate.new_items_a_day": 10,
+    "simulate.days": 5,
+    "embed.sources": "[pairs, attributes]",
+    "embed.weights": "[1.0, 0.5]",
+    "tokenize.codes": 16,
+    "model.d_model": 32,
+    "model.layers": 2,
+    "train.epochs": 1,
+    "evaluate.beam": 20,
+    "evaluate.deep_sample": 20,
+    "evaluate.bootstrap": 100,
+    "evaluate.sasrec_epochs": 1,
+    "evaluate.sasrec_width": 32,
+    "resources.spark_master": "local[2]",
+    "resources.spark_heap": "2g",
+    "resources.spark_partitions": 2,
+    "resources.object_store_mb": 300,
+}
+WRITTEN = set(TABLES) - {"lifelong_sequences", "recommendations"}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, engines: Any) -> dict[str, Any]:
+    """One run through the command line; `arguments` repeat it."""
+    folder = tmp_path_factory.mktemp("run")
+    database = folder / "mlflow.db"
+    shutil.copy(migrated_database, database)
+    settings = SETTINGS | {"lake": f"{folder}/lake", "tracking_uri": f"sqlite:///{database}"}
+    arguments = ["run", "--config", str(REPOSITORY / "conf" / "demo.yaml"), "--quiet"]
+    for key, value in settings.items():
+        arguments += ["--set", f"{key}={value}"]
+    # The engines of the test session are used, and stay.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.run.Engines", lambda resources: engines)
+        patch.setattr(engines, "stop", lambda: None)
+        patch.setattr(engines, "stop_spark", lambda: None)
+        yield {
+            "first": answer_of(arguments, folder),
+            "arguments": arguments,
+            "lake": Lake(f"{folder}/lake"),
+            "folder": folder,
+        }
+
+
+def answer_of(arguments: list[str], folder: Path) -> dict[str, Any]:
+    """The JSON object of the last line on standard output."""
+    out = folder / "out.txt"
+    with out.open("w") as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert main(arguments) == EXIT_DONE
+    return json.loads(out.read_text().splitlines()[-1])
+
+
+def test_the_last_line_says_what_was_built(ran: dict[str, Any]) -> None:
+    answer = ran["first"]
+    assert answer["stage"] == "run"
+    assert answer["status"] == "done"
+    assert set(answer["tables"]) == set(answer["rows"]) == WRITTEN
+    assert set(answer["metrics"]) == {"model", "popularity", "itemknn", "sasrec"}
+    for cells in answer["metrics"].values():
+        assert {"recall@5", "recall@10", "recall@50", "recall@500", "ndcg@5", "ndcg@10", "ndcg@50"} <= set(cells)
+        assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1 for cell in cells.values())
+    assert answer["model"]["name"] == "lazyrec"
+    assert Path(answer["report"]).read_text().count("data:image/png") == 6
+    assert answer["peak_memory_bytes"] > 0
+
+
+def test_every_stage_is_one_nested_run_with_its_tables(ran: dict[str, Any]) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{ran['folder']}/mlflow.db")
+    experiment = client.get_experiment_by_name("demo")
+    runs = client.search_runs([experiment.experiment_id], "tags.stage != ''")
+    stages = {run.data.tags["stage"]: run for run in runs}
+    assert len(runs) == len(stages) == 10
+    parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
+    assert len(parents) == 1
+    inputs = {(i.dataset.name, i.tags[0].value): i.dataset.digest for i in stages["train"].inputs.dataset_inputs}
+    assert inputs["training_examples", "input"] == f"v{ran['first']['tables']['training_examples']}"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_the_same_command_skips_everything_and_writes_nothing(ran: dict[str, Any]) -> None:
+    again = answer_of(ran["arguments"], ran["folder"])
+    assert again["status"] == "skipped"
+    for name in ("tables", "rows", "metrics", "model"):
+        assert again[name] == ran["first"][name]
+
+
+def test_a_kill_between_the_lake_and_the_mirror_repairs_itself(ran: dict[str, Any]) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{ran['folder']}/mlflow.db")
+    experiment = client.get_experiment_by_name("demo").experiment_id
+    lost = client.search_runs([experiment], "tags.stage = 'organise'")[0]
+    client.delete_run(lost.info.run_id)
+    assert answer_of(ran["arguments"], ran["folder"])["status"] == "skipped"
+    mirrored = client.search_runs([experiment], "tags.stage = 'organise'")[0]
+    assert mirrored.data.tags["identity"] == lost.data.tags["identity"]
+
+
+def test_the_registered_model_needs_nothing_but_its_own_files(ran: dict[str, Any], tmp_path: Path) -> None:
+    """Loads and predicts in a process that cannot see this checkout."""
+    program = tmp_path / "serve.py"
+    program.write_text(
+        "import sys\n"
+        "checkout, uri, model = sys.argv[1:]\n"
+        "sys.meta_path = [f for f in sys.meta_path if '__editable__' not in getattr(f, '__module__', str(f))]\n"
+        "sys.path = [p for p in sys.path if p and not (p == checkout or '__editable__' in p)]\n"
+        "import mlflow, pandas as pd\n"
+        "mlflow.set_tracking_uri(uri)\n"
+        "served = mlflow.pyfunc.load_model(model)\n"
+        "import pipelines\n"
+        "assert checkout + '/pipelines' not in pipelines.__path__[0], pipelines.__path__\n"
+        "times = [[10**15, 10**15 + 1, 10**15 + 2], []]\n"
+        "rows = pd.DataFrame({'user_id': [1, 2], 'item_ids': [[3, 4, 10**12], []], 'ts_us': times})\n"
+        "answer = served.predict(rows, params={'k': 5})\n"
+        "assert answer['item_ids'].map(len).tolist() == [5, 5]\n"
+        "assert answer['unknown_items'].tolist() == [1, 0]\n"
+        "print('served', answer['item_ids'][1])\n"
+    )
+    number = ran["first"]["model"]["version"]
+    uri = f"sqlite:///{ran['folder']}/mlflow.db"
+    command = [sys.executable, str(program), str(REPOSITORY), uri, f"models:/lazyrec/{number}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "served" in done.stdout
+
+
+def bundle_copy(ran: dict[str, Any], target: Path) -> Path:
+    source = next((Path(ran["lake"].root) / "_artifacts" / "register").glob("*/bundle"))
+    return Path(shutil.copytree(source, target))
+
+
+def test_a_bundle_with_a_foreign_or_changed_part_is_refused(ran: dict[str, Any], tmp_path: Path) -> None:
+    from pipelines.bundle import save, tensors_of
+
+    whole = bundle_copy(ran, tmp_path / "whole")
+    assert len(load_bundle(whole).catalogue) == ran["first"]["rows"]["semantic_ids"]
+    foreign = bundle_copy(ran, tmp_path / "foreign")
+    save(foreign / "codebook.safetensors", tensors_of(whole / "codebook.safetensors"), "another codebook")
+    with pytest.raises(ContractViolation, match=r"codebook\.safetensors belongs to codebook another codebook"):
+        load_bundle(foreign)
+    changed = bundle_copy(ran, tmp_path / "changed")
+    (changed / "config.yaml").write_text("name: other\n")
+    with pytest.raises(ContractViolation, match=r"config\.yaml was changed"):
+        load_bundle(changed)
+    lacking = bundle_copy(ran, tmp_path / "lacking")
+    (lacking / "weights.safetensors").unlink()
+    with pytest.raises(ContractViolation, match=r"weights\.safetensors is missing"):
+        load_bundle(lacking)
+
+
+def test_prediction_agrees_with_the_ranker_on_any_batch(ran: dict[str, Any], tmp_path: Path) -> None:
+    from pipelines.serving import recommend
+
+    bundle = load_bundle(bundle_copy(ran, tmp_path / "bundle"))
+    items = bundle.catalogue.item_ids[:4].tolist()
+    rows = [{"user_id": u, "item_ids": items[:u], "ts_us": [10**15 + t for t in range(u)]} for u in range(5)]
+    together = recommend(bundle, pd.DataFrame(rows), k=8, beam=20, mask_history=True)
+    for row, answer in zip(rows, together.to_dict("records"), strict=True):
+        alone = recommend(bundle, pd.DataFrame([row]), k=8, beam=20, mask_history=True).to_dict("records")[0]
+        assert alone["item_ids"] == answer["item_ids"]
+        assert not set(answer["item_ids"]) & set(row["item_ids"])
+        assert set(answer["item_ids"]) <= set(bundle.catalogue.item_ids.tolist())
+
+
+def test_the_gate_against_popularity_needs_an_interval_off_zero() -> None:
+    def evaluated(low: float) -> dict[str, Any]:
+        return {"differences": {"popularity": {"recall@10": {"value": 0.01, "low": low, "high": 0.02}}}}
+
+    assert better_than_popularity(evaluated(0.001), "recall@10").passed
+    assert not better_than_popularity(evaluated(0.0), "recall@10").passed
+    assert not better_than_popularity({}, "recall@10").passed

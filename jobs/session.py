@@ -14,6 +14,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from schemas.config import ResourceConfig
@@ -91,6 +92,20 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
     else:
         builder = builder.config("spark.jars.packages", ",".join(COORDINATES)).config("spark.jars.excludes", EXCLUDES)
     return builder.getOrCreate()
+
+
+def end_session(spark: SparkSession) -> None:
+    """Stops the session and ends its JVM, which would otherwise keep its heap until this process ends."""
+    spark.stop()
+    gateway = SparkContext._gateway
+    if gateway is None:  # Spark Connect, or spark-submit owns the JVM
+        return
+    process = getattr(gateway, "proc", None)
+    gateway.shutdown()
+    SparkContext._gateway = SparkContext._jvm = None
+    if process is not None:
+        process.stdin.close()  # the JVM ends when its parent's end of the pipe does
+        process.wait()
 
 
 def resolve_jars() -> list[Path]:

@@ -60,9 +60,11 @@ class Engines:
         self._ray_started = True
 
     def stop_spark(self) -> None:
-        """Ends the session and its JVM's use of memory; the next use starts a new one."""
+        """Ends the session and its JVM; the next use starts a new one."""
         if self._spark is not None:
-            self._spark.stop()
+            from jobs.session import end_session
+
+            end_session(self._spark)
             self._spark = None
 
     def stop(self) -> None:

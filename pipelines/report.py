@@ -107,7 +107,11 @@ def funnel_figure(summary: Summary) -> Figure | None:
     train, evaluated = summary.manifests["train"], summary.manifests["evaluate"]
     steps = [("rows read", rows["read"]), ("impressions kept", rows["kept"])]
     steps += [(f"{kind} rows", rows[kind]) for kind in ("duplicates", "rejected") if rows.get(kind)]
-    steps += [("training targets", int(train["metrics"]["targets"]))] if "targets" in train.get("metrics", {}) else []
+    steps += (
+        [("training targets, all epochs", int(train["metrics"]["targets"]))]
+        if "targets" in train.get("metrics", {})
+        else []
+    )
     steps += [("test positives", evaluated["targets"])] if "targets" in evaluated else []
     return plots.funnel(steps)
 

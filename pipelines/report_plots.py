@@ -74,7 +74,9 @@ def curves(series: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     for name, points in series.items():
         steps, values = zip(*points, strict=True)
         alone = len(points) < 12
-        axis.plot(steps, values, label=name, linewidth=1.6, marker="o" if alone else None, markersize=4)
+        faint = 1.0 if alone or name == "loss" else 0.45  # the levels behind their mean
+        style = {"marker": "o", "markersize": 4} if alone else {}
+        axis.plot(steps, values, label=name.replace("_", " "), linewidth=1.6, alpha=faint, **style)
     axis.set_xlabel("step", fontsize=8)
     axis.set_ylabel("nats a code", fontsize=8)
     axis.legend(frameon=False, fontsize=8)

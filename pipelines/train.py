@@ -12,11 +12,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.checkpoints import load_model
+from pipelines.report_plots import curves
 from pipelines.stage import StageContext, StageResult
 from pipelines.train_loop import HISTORY, train_loop
 
@@ -88,6 +88,7 @@ def _result(history: list[dict[str, float]], description: dict[str, Any]) -> Sta
     metrics |= {
         "steps": float(history[-1]["step"]),
         "parameters": float(description["parameters"]),
+        "targets": float(targets),  # over all epochs
         "targets_per_second": targets / max(seconds, 1e-9),
         "tokens_per_second": targets * description["levels"] / max(seconds, 1e-9),
         "data_wait_share": sum(row["waited"] for row in reports) / max(seconds, 1e-9),
@@ -98,16 +99,4 @@ def _result(history: list[dict[str, float]], description: dict[str, Any]) -> Sta
         f"targets a second; {metrics['data_wait_share']:.1%} of the time waited for data; final loss {loss:.4f}."
     )
     manifest = {"codebook_version": description["codebook_version"], "parameters": description["parameters"]}
-    return StageResult(metrics=metrics, series=series, figures={"loss": _figure(series)}, notes=[note], manifest=manifest)
-
-
-def _figure(series: dict[str, list[tuple[int, float]]]) -> Figure:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, points in series.items():
-        style = {"marker": "o"} if name.startswith("validation") else {"alpha": 1.0 if name == "loss" else 0.5}
-        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
-    axes.set_xlabel("step")
-    axes.set_ylabel("negative log-likelihood a code (nats)")
-    axes.legend(fontsize="small")
-    return figure
+    return StageResult(metrics=metrics, series=series, figures={"loss": curves(series)}, notes=[note], manifest=manifest)

@@ -30,7 +30,7 @@ from pipelines.example_stream import Batch, Position
 from pipelines.training_data import TrainingData, open_data
 from schemas.config import Config
 
-SAY_SECONDS = 3.0
+SAY_SECONDS = 10.0
 HISTORY = "history.json"
 CHECKPOINTS = "checkpoints"
 

@@ -22,7 +22,6 @@ from pyspark.sql.types import ArrayType
 from jobs import tables
 from jobs.duplicates import with_fate
 from jobs.ingest_plan import CONFLICT, KEPT, LOGIC, STAGE, settings_of
-from jobs.lines import PLACE
 from schemas.config import SourceConfig
 from schemas.lake import Lake
 from schemas.lineage import digest
@@ -34,14 +33,19 @@ def content_of(table: Table) -> list[str]:
     return [name for name in table.columns if name not in table.key]
 
 
-def accepted(rows: DataFrame, table: Table) -> tuple[DataFrame, DataFrame]:
-    """(usable rows, one a key; rejected lines with PLACE, raw, reason) of a reader's frame."""
-    key, content = table.key[0], content_of(table)
-    usable = with_fate(rows.where(F.col("reason").isNull()), key, content)
-    broken = rows.where(F.col("reason").isNotNull()).select(*PLACE, "raw", "reason")
-    conflicts = usable.where(F.col("fate") == CONFLICT).withColumn("reason", F.lit(f"same {key}, different values"))
-    kept = usable.where(F.col("fate") == KEPT).select(key, *content)
-    return kept, broken.unionByName(conflicts.select(*PLACE, "raw", "reason"))
+def judged(rows: DataFrame, table: Table) -> DataFrame:
+    """A reader's frame with `fate` (kept, duplicate, conflict) and, for what is refused, `reason`."""
+    key = table.key[0]
+    # A broken row has no key, so that it is compared with broken rows alone.
+    keyed = rows.withColumn(key, F.when(F.col("reason").isNull(), F.col(key)))
+    conflict = F.when(F.col("fate") == CONFLICT, f"same {key}, different values")
+    return with_fate(keyed, key, content_of(table)).withColumn("reason", F.coalesce("reason", conflict))
+
+
+def snapshot_of(judged_rows: DataFrame, table: Table) -> DataFrame:
+    """The usable rows, one a key: the table's columns but `date`."""
+    usable = judged_rows.where(F.col("reason").isNull() & (F.col("fate") == KEPT))
+    return usable.select(table.key[0], *content_of(table))
 
 
 def empty_snapshot(spark: SparkSession, table: Table) -> DataFrame:

@@ -40,7 +40,7 @@ from jobs.ingest_plan import (
     write_memory,
 )
 from jobs.lines import PLACE, reading
-from jobs.log_rows import VALUES, LogRows, fate_counts, lines_of, numbered, read_rows, shifts_of, with_ids
+from jobs.log_rows import VALUES, LogRows, block_spans, fate_counts, numbered, read_rows, shifts_of, with_ids
 from jobs.session import spark_session
 from jobs.source_files import SourceFile, find_files
 from schemas.config import Config, SourceConfig
@@ -53,7 +53,7 @@ __all__ = ["IngestReport", "ingest"]
 
 ROWS_A_FILE = 5_000_000
 Say = Callable[[str], None]
-Snapshots = dict[str, DataFrame]  # the catalogue's parsed rows by table
+Snapshots = dict[str, DataFrame]  # the catalogue's judged rows by table
 
 
 def ingest(
@@ -170,15 +170,15 @@ def _write_rejected(
     spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, fated: DataFrame, snapshots: Snapshots
 ) -> None:
     conflicts = fated.where(F.col("fate") == CONFLICT).withColumn("reason", F.lit(CONFLICT_REASON))
-    refused = rows.rejected(spark, work.log.days[0]).unionByName(conflicts.select(*PLACE, "raw", "reason", "date"))
-    columns = TABLES["rejected_rows"].columns
-    parts = numbered(spark, refused, rows.shifts).select(*columns)
-    wanted = [(file.name, since) for file in work.log.catalogues if (since := work.snapshots[file.stamp]) in work.rejected]
-    for name, frame in snapshots.items() if wanted else ():
-        dates = F.broadcast(spark.createDataFrame(wanted, "source_file string, since date"))
-        broken = catalogues.accepted(frame, TABLES[name])[1].join(dates, "source_file").withColumnRenamed("since", "date")
-        parts = parts.unionByName(numbered(spark, broken, shifts_of(lines_of(frame), titled=True)).select(*columns))
-    parts = parts.where(F.col("date").isin(list(work.rejected)))
+    refused = rows.rejected().unionByName(conflicts.select(*PLACE, "raw", "reason", "date"))
+    blocks = rows.blocks(work.log.days[0])
+    since = {f.name: day for f in work.log.catalogues if (day := work.snapshots[f.stamp]) in work.rejected}
+    for frame in snapshots.values() if since else ():
+        undated = frame.where(F.col("reason").isNotNull()).withColumn("date", F.lit(None).cast("date"))
+        refused = refused.unionByName(undated.select(*PLACE, "raw", "reason", "date"))
+        shifts = shifts_of(block_spans(frame), titled=True)
+        blocks += [(name, block, shift, [], since[name]) for name, block, shift in shifts if name in since]
+    parts = numbered(spark, refused, blocks).where(F.col("date").isin(list(work.rejected)))
     tables.replace_days(spark, lake, "rejected_rows", parts, work.rejected)
 
 
@@ -188,7 +188,7 @@ def _read_snapshots(spark: SparkSession, log: Log, cleanup: ExitStack) -> Snapsh
     for name, read in readers.items():
         files = [file for file in log.catalogues if file.role == name]
         if files:
-            found[name] = read(spark, files).persist()
+            found[name] = catalogues.judged(read(spark, files), TABLES[name]).persist()
             cleanup.callback(found[name].unpersist)
     return found
 
@@ -199,8 +199,8 @@ def _write_catalogues(
     days = [day for day in work.days if day >= work.since]
     source = work.log.source
     for table in (ITEMS, USERS):
-        parsed = snapshots.get(table.name)
-        snapshot = catalogues.empty_snapshot(spark, table) if parsed is None else catalogues.accepted(parsed, table)[0]
+        judged = snapshots.get(table.name)
+        snapshot = catalogues.empty_snapshot(spark, table) if judged is None else catalogues.snapshot_of(judged, table)
         rows = catalogues.history(spark, lake, table, snapshot, source, work.log.days, work.since).persist()
         cleanup.callback(rows.unpersist)
         catalogues.commit(spark, lake, table, rows, source, days, force)

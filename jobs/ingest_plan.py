@@ -195,7 +195,7 @@ def report_of(lake: Lake, log: Log, days: tuple[Day, ...], counts: Mapping[str, 
     Raises ContractViolation where rows in differ from rows kept, duplicate, rejected and outside.
     """
     wanted = {day.isoformat() for day in days}
-    files = log.holding(days)
+    files = log.logs if days == log.days else log.holding(days)
     reasons = count_reasons(reasons for file in files for day, reasons in log.dated(file).items() if day in wanted)
     fates = {fate: sum(counts[day][fate] for day in wanted) for fate in FATES}
     if fates[CONFLICT]:

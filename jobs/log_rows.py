@@ -6,7 +6,6 @@ is decompressed by one task. Every row keeps its text until it is known to stay.
 
 from __future__ import annotations
 
-import datetime
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
 from jobs import kuairand, sequence_file
-from jobs.ingest_plan import FileFacts
+from jobs.ingest_plan import Day, FileFacts
 from jobs.lines import PLACE, reading
 from jobs.source_files import SourceFile
 from schemas.config import SourceConfig
@@ -26,6 +25,9 @@ from schemas.feedback import FLAGS
 OUTSIDE = "outside the range"
 HEADER = "repeated header"
 VALUES = ("user_id", "item_id", "ts", "date", "scene", "duration_ms", "play_ms", "rating", *FLAGS)
+
+# (source_file, block, shift: line + shift is the row number, days that a row of the file may have, its day otherwise)
+Block = tuple[str, int, int, list[Day], Day]
 
 
 @dataclass
@@ -40,16 +42,20 @@ class LogRows:
     def usable(self) -> DataFrame:
         return self.frame.where(F.col("reason").isNull())
 
-    def rejected(self, spark: SparkSession, fallback: datetime.date) -> DataFrame:
-        """The rejected rows with the date of their partition: PLACE, raw, reason, date."""
-        days = []
-        for file in self.files:
-            known = sorted(datetime.date.fromisoformat(day) for day in self.facts[file.stamp].accepted)
-            days.append((file.name, known, known[0] if known else fallback))
-        dates = F.broadcast(spark.createDataFrame(days, "source_file string, days array<date>, first date"))
-        rows = self.frame.where(F.col("reason").isNotNull() & (F.col("reason") != OUTSIDE)).join(dates, "source_file")
-        date = F.when(F.array_contains("days", F.col("date")), F.col("date")).otherwise(F.col("first"))
-        return rows.select(*PLACE, "raw", "reason", date.alias("date"))
+    def rejected(self) -> DataFrame:
+        """Rows refused on their own account: PLACE, raw, reason, date (null where it cannot be read)."""
+        refused = self.frame.where(F.col("reason").isNotNull() & (F.col("reason") != OUTSIDE))
+        return refused.select(*PLACE, "raw", "reason", "date")
+
+    def blocks(self, fallback: Day) -> list[Block]:
+        """The blocks of the files; a row of no known day is dated the file's first, or `fallback`."""
+        facts = {file.name: self.facts[file.stamp] for file in self.files}
+        days = {name: sorted(map(Day.fromisoformat, fact.accepted)) for name, fact in facts.items()}
+        return [
+            (name, block, shift, days[name], min(days[name], default=fallback))
+            for name, block, shift in self.shifts
+            if facts[name].accepted or facts[name].rejected
+        ]
 
 
 def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig) -> LogRows:
@@ -61,7 +67,7 @@ def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig
         outside = outside | (F.col("date") < F.lit(source.first_day))
     if source.last_day is not None:
         outside = outside | (F.col("date") > F.lit(source.last_day))
-    frame = rows.withColumn("reason", F.coalesce("reason", F.when(outside, OUTSIDE))).persist()
+    frame = rows.withColumn("reason", F.coalesce(F.when(outside, OUTSIDE), "reason")).persist()
     counts = frame.groupBy("source_file", "block", "date", "reason").agg(
         F.count("*").alias("n"), F.min("line").alias("low"), F.max("line").alias("high")
     )
@@ -97,6 +103,8 @@ def _file_facts(name: str, groups: list[Row], titled: bool) -> FileFacts:
             )
         reasons["", HEADER] -= 1
         facts.read -= 1
+    if facts.outside and not facts.accepted:  # the whole file lies outside, its undated rows too
+        facts.outside, reasons = facts.read, defaultdict(int)
     first = min(facts.accepted, default="")
     for (day, reason), n in sorted(reasons.items()):
         if n:
@@ -120,18 +128,20 @@ def shifts_of(groups: Iterable[Row], titled: bool) -> list[tuple[str, int, int]]
     return shifts
 
 
-def lines_of(frame: DataFrame) -> list[Row]:
-    """The groups that `shifts_of` needs, of any reader's frame."""
+def block_spans(frame: DataFrame) -> list[Row]:
+    """What `shifts_of` needs, of any reader's frame."""
     return frame.groupBy("source_file", "block").agg(F.min("line").alias("low"), F.max("line").alias("high")).collect()
 
 
-def numbered(spark: SparkSession, rows: DataFrame, shifts: list[tuple[str, int, int]]) -> DataFrame:
-    """Rows with `row_number` in place of block and line; headers, which have number 0, are gone."""
-    places = spark.createDataFrame(shifts, "source_file string, block bigint, shift bigint")
-    joined = rows.join(F.broadcast(places), ["source_file", "block"]).withColumn(
-        "row_number", F.col("line") + F.col("shift")
+def numbered(spark: SparkSession, rows: DataFrame, blocks: list[Block]) -> DataFrame:
+    """Refused rows as in table `rejected_rows`, without headers, which have number 0. Rows of other files are left out."""
+    schema = "source_file string, block bigint, shift bigint, days array<date>, first date"
+    joined = rows.join(F.broadcast(spark.createDataFrame(blocks, schema)), ["source_file", "block"])
+    date = F.when(F.array_contains("days", F.col("date")), F.col("date")).otherwise(F.col("first"))
+    found = joined.select(
+        "source_file", (F.col("line") + F.col("shift")).alias("row_number"), "reason", "raw", date.alias("date")
     )
-    return joined.where(F.col("row_number") > 0).drop("block", "line", "shift")
+    return found.where(F.col("row_number") > 0)
 
 
 def with_ids(rows: DataFrame, gap_ms: int) -> DataFrame:
@@ -151,9 +161,9 @@ def with_ids(rows: DataFrame, gap_ms: int) -> DataFrame:
     return rows.withColumn("impression_id", F.xxhash64("user_id", "item_id", F.unix_micros("ts"), "request_id"))
 
 
-def fate_counts(rows: DataFrame) -> Mapping[datetime.date, Mapping[str, int]]:
+def fate_counts(rows: DataFrame) -> Mapping[Day, Mapping[str, int]]:
     """Rows by day and fate."""
-    counts: dict[datetime.date, dict[str, int]] = defaultdict(dict)
+    counts: dict[Day, dict[str, int]] = defaultdict(dict)
     for row in rows.groupBy("date", "fate").count().collect():
         counts[row["date"]][row["fate"]] = row["count"]
     return counts

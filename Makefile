@@ -7,7 +7,7 @@ BIN := .venv/bin
 DATA ?=
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test format bench-baselines clean
+.PHONY: help setup lock demo check test format docs bench-baselines clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,6 +43,9 @@ test: setup  ## every test
 format: setup  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## the pages that are made from code
+	$(BIN)/python -m schemas.tables_page > docs/tables.md
 
 bench-baselines: setup  ## popularity, ItemKNN and SASRec on the Beauty file
 	$(BIN)/python -m benchmarks.baselines

@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 
 from jobs.as_of import join_as_of
 from jobs.tables import read, read_days, replace_days
-from jobs.timelines import EVENTS, between, has_any, newest_rows, timelines
+from jobs.timelines import EVENTS, cut, has_any, newest_rows, timelines
 from schemas.calendar import Calendar
 from schemas.config import Config
 from schemas.feedback import mask_of
@@ -74,31 +74,22 @@ def newest_only(sequences: DataFrame, base: DataFrame | None, users: DataFrame, 
     `base` has each user's newest row of user_features before the first of those days, or is None at the start of
     the log. Attributes are those known before the slice's day (see `jobs.as_of`), or empty.
     """
-    mask, short, positive = (
-        mask_of(config.sequences.engaged),
-        config.sequences.short_length,
-        config.sequences.positive_length,
-    )
-    slices = join_as_of(
-        slices_of(requests_of(sequences, mask), SLICES[config.organise.slice]),
-        users,
-        "user_id",
-        ["attributes"],
-        known_before=True,
-    )
+    mask = mask_of(config.sequences.engaged)
+    slices = slices_of(requests_of(sequences, mask), SLICES[config.organise.slice])
     first, last = F.col("requests")[0], F.element_at("requests", -1)
-    placed = slices.join(timelines(sequences, base, mask), "user_id").withColumns(
+    moments = join_as_of(slices, users, "user_id", ["attributes"], known_before=True).withColumns(
         {
-            "recent_start": F.col("known_recent") + first["recent_end"] - short,
-            "recent_stop": F.col("known_recent") + last["recent_end"],
-            "engaged_start": F.col("known_engaged") + first["engaged_end"] - positive,
-            "engaged_stop": F.col("known_engaged") + last["engaged_end"],
+            "recent_start": first["recent_stop"] - config.sequences.short_length,
+            "recent_stop": last["recent_stop"],
+            "engaged_start": first["engaged_stop"] - config.sequences.positive_length,
+            "engaged_stop": last["engaged_stop"],
         }
     )
+    contexts = cut(moments, timelines(sequences, base, mask))
     # Engaged events among the recent ones are the newest of the engaged line: cut there, the two parts are disjoint.
-    recent = between("recent_feedback", F.col("recent_start"), F.col("recent_stop"))
-    shared = F.size(F.filter(recent, lambda bits: has_any(bits, mask)))
-    return placed.withColumn("engaged_stop", F.col("engaged_stop") - shared).select(
+    shared = F.size(F.filter("recent_feedback", lambda bits: has_any(bits, mask)))
+    contexts = contexts.withColumn("older", F.greatest(F.size("engaged_ts_us") - shared, F.lit(0)))
+    return contexts.select(
         "user_id",
         "date",
         "slice_us",
@@ -117,7 +108,7 @@ ORGANISERS: dict[str, Organiser] = {"newest_only": newest_only}
 
 def requests_of(sequences: DataFrame, mask: int) -> DataFrame:
     """One row a user, day and request: user_id, date, request_id, first_us, targets (array of struct, in time order),
-    and recent_end and engaged_end, the events of `sequences` (and the engaged ones) strictly before first_us."""
+    and recent_stop and engaged_stop, the events of `sequences` (and the engaged ones) strictly before first_us."""
     columns = ("impression_ids", "request_ids", "item_ids", "ts_us", "play_ms", "duration_ms", "feedback")
     events = sequences.select("user_id", "date", F.inline(F.arrays_zip(*columns)))
     in_time = Window.partitionBy("user_id").orderBy("ts_us")
@@ -125,37 +116,36 @@ def requests_of(sequences: DataFrame, mask: int) -> DataFrame:
     engaged = F.when(has_any(F.col("feedback"), mask), 1).otherwise(0)
     events = events.withColumns(
         {
-            "recent_end": F.rank().over(in_time) - 1,
-            "engaged_end": F.coalesce(F.sum(engaged).over(strictly_before), F.lit(0)).cast("int"),
+            "recent_stop": F.rank().over(in_time) - 1,
+            "engaged_stop": F.coalesce(F.sum(engaged).over(strictly_before), F.lit(0)).cast("int"),
         }
     )
     target = F.struct("ts_us", *TARGETS)
     return events.groupBy("user_id", "date", F.col("request_ids").alias("request_id")).agg(
         F.min("ts_us").alias("first_us"),
-        F.min("recent_end").alias("recent_end"),
-        F.min("engaged_end").alias("engaged_end"),
+        F.min("recent_stop").alias("recent_stop"),
+        F.min("engaged_stop").alias("engaged_stop"),
         F.sort_array(F.collect_list(target)).alias("targets"),
     )
 
 
 def slices_of(requests: DataFrame, slice_us: Callable[[Column], Column]) -> DataFrame:
     """One row a user, day and slice: user_id, date, slice_us, requests (array of struct, by first_us, then request_id)."""
-    request = F.struct("first_us", "request_id", "recent_end", "engaged_end", "targets")
+    request = F.struct("first_us", "request_id", "recent_stop", "engaged_stop", "targets")
     slices = requests.groupBy("user_id", "date", slice_us(F.col("first_us")).alias("slice"))
     gathered = slices.agg(F.sort_array(F.collect_list(request)).alias("requests"))
     return gathered.select("user_id", "date", F.col("requests")[0]["first_us"].alias("slice_us"), "requests")
 
 
 def _context(name: str) -> Column:
-    older = between(f"engaged_{name}", F.col("engaged_start"), F.col("engaged_stop"))
-    return F.concat(older, between(f"recent_{name}", F.col("recent_start"), F.col("recent_stop")))
+    return F.concat(F.slice(f"engaged_{name}", F.lit(1), F.col("older")), f"recent_{name}")
 
 
 def _history_ends() -> Column:
     """All events from the slice's first request on are in the context, so offsets count back from its end."""
-    length = F.size(_context("ts_us"))
-    last = F.element_at("requests", -1)["recent_end"]
-    return F.transform("requests", lambda request: length - (last - request["recent_end"]))
+    length = F.col("older") + F.size("recent_ts_us")
+    last = F.element_at("requests", -1)["recent_stop"]
+    return F.transform("requests", lambda request: length - (last - request["recent_stop"]))
 
 
 def _target_starts() -> Column:

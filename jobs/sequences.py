@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.as_of import join_as_of
 from jobs.tables import read, read_days, replace_days
-from jobs.timelines import EVENTS, between, day_ends, newest_rows, timelines
+from jobs.timelines import EVENTS, cut, day_ends, newest_rows, timelines
 from schemas.calendar import Calendar
 from schemas.config import Config, SequencesConfig
 from schemas.errors import MissingUpstream
@@ -130,20 +130,20 @@ def features_of(sequences: DataFrame, base: DataFrame | None, users: DataFrame, 
     the log. Attributes are those of the newest row of `users` at or before the day, or empty.
     """
     mask = mask_of(settings.engaged)
-    ends = join_as_of(day_ends(sequences, mask), users, "user_id", ["attributes"])
-    recent_end = F.col("recent_end") + F.col("known_recent")
-    engaged_end = F.col("engaged_end") + F.col("known_engaged")
-    return ends.join(timelines(sequences, base, mask), "user_id").select(
+    moments = day_ends(sequences, mask).withColumns(
+        {
+            "recent_start": F.col("recent_stop") - settings.short_length,
+            "engaged_start": F.col("engaged_stop") - settings.positive_length,
+        }
+    )
+    moments = join_as_of(moments, users, "user_id", ["attributes"])
+    return cut(moments, timelines(sequences, base, mask)).select(
         "user_id",
         "date",
         F.coalesce("attributes", F.array().cast("array<string>")).alias("attributes"),
-        *_tails("recent", "short", recent_end, settings.short_length),
-        *_tails("engaged", "positive", engaged_end, settings.positive_length),
+        *(F.col(f"recent_{name}").alias(f"short_{name}") for name in EVENTS),
+        *(F.col(f"engaged_{name}").alias(f"positive_{name}") for name in EVENTS),
     )
-
-
-def _tails(line: str, prefix: str, end: Column, length: int) -> Sequence[Column]:
-    return [between(f"{line}_{name}", end - length, end).alias(f"{prefix}_{name}") for name in EVENTS]
 
 
 if __name__ == "__main__":

@@ -56,16 +56,16 @@ def days_from(count: int) -> list[datetime.date]:
     return [FIRST_DAY + datetime.timedelta(days=i) for i in range(count)]
 
 
-def random_log(seed: int, users: int = 40, days: int = 5, items: int = 15) -> list[Event]:
-    """Requests of 1 to 4 impressions on a coarse clock: ties within and between requests, overlapping requests of a user,
-    repeated items, a request over midnight, users who skip days, plays and durations that are unknown."""
+def random_log(seed: int, users: int = 40, days: int = 5, items: int = 15, requests: int = 6) -> list[Event]:
+    """Up to `requests` a day, each of 1 to 4 impressions on a coarse clock: ties within and between requests, overlapping
+    requests of a user, repeated items, a request over midnight, users who skip days, unknown plays and durations."""
     rng = np.random.default_rng(seed)
     events: list[Event] = []
     for user in range(users):
         for day in days_from(days):
             if rng.random() < 0.3:
                 continue
-            for _ in range(rng.integers(1, 7)):
+            for _ in range(rng.integers(1, requests + 1)):
                 request = int(rng.integers(1 << 62))
                 start = midnight_us(day) + int(rng.integers(0, 12)) * 7_200_000_000
                 for _ in range(rng.integers(1, 5)):

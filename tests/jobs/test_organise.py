@@ -8,7 +8,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from jobs.organise import newest_only
-from jobs.timelines import newest_rows
+from jobs.timelines import EVENTS_A_BLOCK, newest_rows
 from schemas.config import Config, SequencesConfig
 from tests.jobs import logs
 
@@ -66,6 +66,14 @@ def absent_on(users: list[logs.Row], day) -> list[logs.Row]:
     """A row on `day` for each user who has some row, but none on that day."""
     taken = {row["user_id"] for row in users if row["date"] == day}
     return [{**row, "date": day} for row in {row["user_id"]: row for row in users}.values() if row["user_id"] not in taken]
+
+
+def test_long_histories_are_cut_right_at_every_length(spark):
+    """Users of some 1,000 events, several blocks of a timeline."""
+    config = Config()
+    events = logs.random_log(14, users=2, days=3, requests=400)
+    assert max(map(len, logs.grouped(events, "user_id").values())) > 3 * EVENTS_A_BLOCK
+    assert organised(spark, config, events, [], []) == logs.reference_examples(events, [], [], config)
 
 
 def test_figure_3_repeats_no_transition_and_learns_none_too_early(spark):

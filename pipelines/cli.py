@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from schemas.config import Config
-from schemas.errors import EXIT_DONE, EXIT_USAGE, ConfigError, LazyRecError
+from schemas.errors import EXIT_DONE, EXIT_FAILED, ConfigError, LazyRecError
 from schemas.lineage import STAGES
 from schemas.loader import load_config, parse_date
 
@@ -71,14 +71,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser().parse_args(arguments)
         config = load_config(options.config, overrides(options.set))
         answer = execute(options, config)
-    except LazyRecError as error:
-        sys.stderr.write(f"lazyrec: {error}\n")
-        return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("lazyrec: stopped; the lake holds the last committed versions, and the same command goes on.\n")
-        return EXIT_USAGE
+        return EXIT_FAILED
+    except Exception as error:
+        known = sentence_of(error)
+        if known is None:
+            raise  # a defect of this program: its traceback is what helps
+        sys.stderr.write(f"lazyrec: {known}\n")
+        return known.exit_code
     sys.stdout.write(json.dumps(answer) + "\n")
     return EXIT_DONE
+
+
+def sentence_of(error: BaseException | None) -> LazyRecError | None:
+    """The error for people behind `error`: itself, or the cause that a worker of Ray or Spark reported."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, LazyRecError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
 
 
 def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -88,7 +102,7 @@ def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
 
     progress = Progress(options.quiet)
     if options.command == "simulate":
-        return run.simulate_only(config, options.out, progress)
+        return stage_answer(run.simulate_only(config, options.out, progress))
     if options.command == "report":
         return {"stage": "report", "status": "done", "report": str(run.report_only(config))}
     if options.command == "run":

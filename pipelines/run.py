@@ -10,7 +10,7 @@ import datetime
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.engines import Engines
 from pipelines.item_names import readable
@@ -19,10 +19,13 @@ from pipelines.progress import MemoryWatch, Progress
 from pipelines.runner import Outcome, Runner
 from pipelines.stage import StageFunction, StageResult
 from schemas.calendar import Calendar, calendar_of
-from schemas.config import Config
+from schemas.config import Config, SimulateConfig
 from schemas.errors import ConfigError, MissingUpstream
 from schemas.lake import Lake
-from schemas.lineage import STAGES, StageSpec, artifact_identity
+from schemas.lineage import STAGES, StageSpec, artifact_identity, digest
+
+if TYPE_CHECKING:
+    from jobs.ingest_plan import IngestReport
 
 
 def stage_function(name: str) -> StageFunction:
@@ -77,9 +80,10 @@ def run_all(config: Config, force: bool, progress: Progress) -> Summary:
         cleanup.callback(engines.stop)
         runner = Runner(config, lake, engines, progress)
         try:
-            config = with_logs(config, engines, progress)
+            config, outcomes = with_logs(config, engines, progress)
             runner.config = config
-            ingested, calendar, outcomes = _ingest(runner, force)
+            ingested, calendar, outcome = _ingest(runner, force)
+            outcomes.append(outcome)
             for place, spec in enumerate(STAGES):
                 if all(later.engine != "spark" for later in STAGES[place:]):
                     engines.stop_spark()  # its memory is of use to training
@@ -88,9 +92,9 @@ def run_all(config: Config, force: bool, progress: Progress) -> Summary:
             summary.seconds, summary.peak_memory_bytes = time.monotonic() - started, memory.peak_bytes
             summary.report = _report(summary)
         except BaseException:
-            runner.tracker.finish({}, None, failed=True)
+            runner.end(failed=True)
             raise
-        runner.tracker.finish({"seconds": summary.seconds, "peak_memory_bytes": memory.peak_bytes}, summary.report)
+        runner.end({"seconds": summary.seconds, "peak_memory_bytes": memory.peak_bytes}, summary.report)
     return summary
 
 
@@ -102,12 +106,12 @@ def run_one(name: str, config: Config, force: bool, date: datetime.date | None, 
         cleanup.callback(engines.stop)
         runner = Runner(config, lake, engines, progress)
         if name == "ingest":
-            runner.config = with_logs(config, engines, progress)
-            outcome = _ingest(runner, force, date)[2][0]
+            runner.config = with_logs(config, engines, progress)[0]
+            outcome = _ingest(runner, force, date)[2]
         else:
             spec = spec_of(name)
             outcome = runner.run_stage(spec, stage_function(name), log_calendar(config, lake), force, date)
-        runner.tracker.finish({}, None)
+        runner.end()
     return outcome
 
 
@@ -126,46 +130,59 @@ def log_calendar(config: Config, lake: Lake) -> Calendar:
     return calendar_of(days, config.split)
 
 
-def with_logs(config: Config, engines: Engines, progress: Progress) -> Config:
-    """The configuration with `source.path` set: to the simulated logs where the config asks for them."""
+def with_logs(config: Config, engines: Engines, progress: Progress) -> tuple[Config, list[Outcome]]:
+    """The configuration with `source.path` set, to the simulated logs where it asks for them, and what that took."""
     if config.source.path:
         if not Path(config.source.path).exists():
             raise ConfigError(f"source.path: {config.source.path} is not there; give the folder or file of the raw logs.")
-        return config
+        return config, []
     if config.simulate is None:
         raise ConfigError("source.path is empty; give the folder of the raw logs, e.g. --set source.path=FOLDER.")
+    folder = f"{config.lake}/_raw"
+    outcome = simulate_logs(config.simulate, folder, engines, progress)
+    return dataclasses.replace(config, source=dataclasses.replace(config.source, path=folder)), [outcome]
+
+
+def simulate_logs(settings: SimulateConfig, folder: str, engines: Engines, progress: Progress) -> Outcome:
+    """Writes simulated logs below `folder`, unless they are there."""
     from jobs.simulate import is_simulated, simulate
 
-    folder = f"{config.lake}/_raw"
-    if not is_simulated(folder, config.simulate):
-        with progress.stage("simulate", f"{config.simulate.impressions:,} impressions in KuaiRand's format"):
-            simulate(engines.spark, config.simulate, folder)
-    return dataclasses.replace(config, source=dataclasses.replace(config.source, path=folder))
+    started = time.monotonic()
+    if is_simulated(folder, settings):
+        progress.say("[bold]simulate[/bold]  [green]skipped[/green], the logs are there")
+        return Outcome("simulate", "skipped", time.monotonic() - started)
+    with progress.stage("simulate", f"{settings.impressions:,} impressions in KuaiRand's format"):
+        simulate(engines.spark, settings, folder)
+    seconds = time.monotonic() - started
+    progress.say(f"simulate  [green]done[/green] in {seconds:.1f} s")
+    return Outcome("simulate", "done", seconds)
 
 
-def _ingest(
-    runner: Runner, force: bool, date: datetime.date | None = None
-) -> tuple[dict[str, Any], Calendar, list[Outcome]]:
+def _ingest(runner: Runner, force: bool, date: datetime.date | None = None) -> tuple[dict[str, Any], Calendar, Outcome]:
     from pipelines import ingest
 
     started = time.monotonic()
-    report = None if force else ingest.done(runner.lake, runner.config)
+    days = None if date is None else [date]
+    report = None if force else ingest.done(runner.lake, runner.config, days)
     if report is not None:
         runner.progress.say("[bold]ingest[/bold]  [green]skipped[/green], the files are the same")
         outcome = Outcome("ingest", "skipped", time.monotonic() - started)
     else:
         with runner.progress.stage("ingest", "raw logs to tables; bad rows aside with their reasons"):
-            report = ingest.run(runner.engines, runner.lake, runner.config, force, runner.progress.say)
-        result = StageResult(tables=report.tables, rows=report.rows_by_table)
-        result.metrics = {f"rows.{kind}": float(n) for kind, n in report.rows.items()}
-        result.metrics["seconds"] = time.monotonic() - started
-        identity = ",".join(sorted(set(runner.lake.identities("impressions").values())))[:250]
+            report = ingest.run(runner.engines, runner.lake, runner.config, force, runner.progress.say, days)
+        outcome = Outcome("ingest", "done", time.monotonic() - started, _ingest_result(report))
+        outcome.result.metrics["seconds"] = outcome.seconds
+        identity = digest(sorted(runner.lake.identities("impressions").values()))
         with runner.tracker.stage("ingest", identity) as run_id:
-            runner.tracker.log(run_id, None, {}, result)
-        outcome = Outcome("ingest", "done", time.monotonic() - started, result)
+            runner.tracker.log(run_id, None, {}, outcome.result)
         runner.progress.say(f"ingest  [green]done[/green] in {outcome.seconds:.1f} s; {report.rows['kept']:,} impressions")
     ingested = {"rows": report.rows, "reasons": report.reasons}
-    return ingested, calendar_of(report.days, runner.config.split), [outcome]
+    return ingested, calendar_of(runner.lake.identities("impressions"), runner.config.split), outcome
+
+
+def _ingest_result(report: IngestReport) -> StageResult:
+    counts = {f"rows.{kind}": float(n) for kind, n in report.rows.items()}
+    return StageResult(tables=report.tables, rows=report.rows_by_table, metrics=counts)
 
 
 def summarise(config: Config, lake: Lake, calendar: Calendar, outcomes: list[Outcome], ingested: dict[str, Any]) -> Summary:
@@ -183,7 +200,7 @@ def report_only(config: Config) -> Path:
     from pipelines import ingest
 
     lake = Lake(config.lake)
-    config = with_logs(config, Engines(config.resources), Progress(quiet=True))
+    config = with_logs(config, Engines(config.resources), Progress(quiet=True))[0]
     report = ingest.done(lake, config)
     counts = {"rows": report.rows, "reasons": report.reasons} if report else {}
     return _report(summarise(config, lake, log_calendar(config, lake), [], counts))
@@ -195,19 +212,11 @@ def _report(summary: Summary) -> Path:
     return write_report(summary)
 
 
-def simulate_only(config: Config, folder: str, progress: Progress) -> dict[str, Any]:
+def simulate_only(config: Config, folder: str, progress: Progress) -> Outcome:
     """Writes simulated logs below `folder`."""
     if config.simulate is None:
         raise ConfigError("The configuration has no section `simulate`; see conf/demo.yaml.")
-    from jobs.simulate import is_simulated, simulate
-
-    started = time.monotonic()
-    skipped = is_simulated(folder, config.simulate)
     engines = Engines(config.resources)
     with ExitStack() as cleanup:
         cleanup.callback(engines.stop)
-        if not skipped:
-            with progress.stage("simulate", f"{config.simulate.impressions:,} impressions in KuaiRand's format"):
-                simulate(engines.spark, config.simulate, folder)
-    seconds = {"simulate": round(time.monotonic() - started, 2)}
-    return {"stage": "simulate", "status": "skipped" if skipped else "done", "seconds": seconds, "rows": {}, "tables": {}}
+        return simulate_logs(config.simulate, folder, engines, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from pipelines.engines import Engines
@@ -46,6 +47,11 @@ class Runner:
         if self._tracker is None:
             self._tracker = Tracker(self.config, self.lake)
         return self._tracker
+
+    def end(self, metrics: dict[str, float] | None = None, report: Path | None = None, failed: bool = False) -> None:
+        """Ends the parent run in MLflow, where one was begun."""
+        if self._tracker is not None:
+            self._tracker.finish(metrics or {}, report, failed)
 
     def run_stage(
         self,

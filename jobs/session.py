@@ -20,6 +20,7 @@ from pyspark.sql import SparkSession
 from schemas.config import ResourceConfig
 from schemas.errors import LazyRecError
 
+LOGGING = Path(__file__).with_name("log4j2.properties")
 JAVA_VERSIONS = (17, 21, 25)
 DELTA = version("delta-spark")
 UNITY_CATALOG = "0.6.0"  # the client that Delta 4.4 links against
@@ -80,7 +81,7 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
         .config("spark.sql.parquet.compression.codec", "zstd")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.log.level", "FATAL")  # what fails comes as an exception
+        .config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={LOGGING.as_uri()}")
     )
     if resources.spark_master:  # "" leaves it to spark-submit
         builder = builder.master(resources.spark_master)

@@ -84,8 +84,10 @@ def curves(series: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 
 def metric_bars(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str) -> Figure:
-    """`kind` ("recall" or "ndcg") at each cut-off for each system, with its interval."""
-    names = [name for name in next(iter(metrics.values())) if name.startswith(f"{kind}@")]
+    """`kind` ("recall" or "ndcg") at each cut-off that both kinds share, for each system, with its interval."""
+    known = next(iter(metrics.values()))
+    cutoffs = [name.partition("@")[2] for name in known if name.startswith("ndcg@")]
+    names = [f"{kind}@{cutoff}" for cutoff in cutoffs]
     figure, axis = canvas()
     width = 0.8 / max(len(metrics), 1)
     for place, (system, values) in enumerate(metrics.items()):

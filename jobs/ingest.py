@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import reduce
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -142,7 +143,8 @@ def _write_log(
     if work.impressions:
         _write_impressions(spark, lake, work.impressions, fated, counts)
     if work.rejected:
-        _write_rejected(spark, lake, work, rows, fated, snapshots)
+        conflicts = any(fates.get(CONFLICT) for fates in counted.values())
+        _write_rejected(spark, lake, work, rows, fated if conflicts else None, snapshots)
     return counts
 
 
@@ -167,19 +169,29 @@ def _write_impressions(
 
 
 def _write_rejected(
-    spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, fated: DataFrame, snapshots: Snapshots
+    spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, fated: DataFrame | None, snapshots: Snapshots
 ) -> None:
-    conflicts = fated.where(F.col("fate") == CONFLICT).withColumn("reason", F.lit(CONFLICT_REASON))
-    refused = rows.rejected().unionByName(conflicts.select(*PLACE, "raw", "reason", "date"))
-    blocks = rows.blocks(work.log.days[0])
+    """`fated` is null where no rows conflict. What holds no refused row, most logs and snapshots, is not scanned again."""
+    columns = (*PLACE, "raw", "reason", "date")
+    parts, blocks = [], rows.blocks(work.log.days[0])
+    if any(facts.rejected for facts in rows.facts.values()):
+        parts.append(rows.rejected())
+    if fated is not None:
+        parts.append(fated.where(F.col("fate") == CONFLICT).withColumn("reason", F.lit(CONFLICT_REASON)).select(*columns))
     since = {f.name: day for f in work.log.catalogues if (day := work.snapshots[f.stamp]) in work.rejected}
     for frame in snapshots.values() if since else ():
-        undated = frame.where(F.col("reason").isNotNull()).withColumn("date", F.lit(None).cast("date"))
-        refused = refused.unionByName(undated.select(*PLACE, "raw", "reason", "date"))
-        shifts = shifts_of(block_spans(frame), titled=True)
-        blocks += [(name, block, shift, [], since[name]) for name, block, shift in shifts if name in since]
-    parts = numbered(spark, refused, blocks).where(F.col("date").isin(list(work.rejected)))
-    tables.replace_days(spark, lake, "rejected_rows", parts, work.rejected)
+        spans = block_spans(frame)
+        if sum(span["refused"] for span in spans) > len({span["source_file"] for span in spans}):  # more than headers
+            undated = frame.where(F.col("reason").isNotNull()).withColumn("date", F.lit(None).cast("date"))
+            parts.append(undated.select(*columns))
+            shifts = shifts_of(spans, titled=True)
+            blocks += [(name, block, shift, [], since[name]) for name, block, shift in shifts if name in since]
+    if parts:
+        found = numbered(spark, reduce(DataFrame.unionByName, parts), blocks)
+        refused = found.where(F.col("date").isin(list(work.rejected)))
+    else:
+        refused = spark.createDataFrame([], tables.spark_schema(TABLES["rejected_rows"]))
+    tables.replace_days(spark, lake, "rejected_rows", refused, work.rejected)
 
 
 def _read_snapshots(spark: SparkSession, log: Log, cleanup: ExitStack) -> Snapshots:

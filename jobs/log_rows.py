@@ -129,8 +129,9 @@ def shifts_of(groups: Iterable[Row], titled: bool) -> list[tuple[str, int, int]]
 
 
 def block_spans(frame: DataFrame) -> list[Row]:
-    """What `shifts_of` needs, of any reader's frame."""
-    return frame.groupBy("source_file", "block").agg(F.min("line").alias("low"), F.max("line").alias("high")).collect()
+    """What `shifts_of` needs, of any reader's frame, and how many lines of each block are refused, headers included."""
+    spans = (F.min("line").alias("low"), F.max("line").alias("high"), F.count("reason").alias("refused"))
+    return frame.groupBy("source_file", "block").agg(*spans).collect()
 
 
 def numbered(spark: SparkSession, rows: DataFrame, blocks: list[Block]) -> DataFrame:

@@ -11,6 +11,7 @@ from rich.table import Table as Grid
 from pipelines.run import Summary
 from pipelines.runner import Outcome
 
+WIDTH = 160  # of what goes into a file or a pipe
 SYSTEMS = ("model", "popularity", "itemknn", "sasrec")
 
 
@@ -43,19 +44,20 @@ def summary_answer(summary: Summary) -> dict[str, Any]:
 
 def print_summary(summary: Summary) -> None:
     """Tables, metrics, the model, ten recommendations and the report's path, on standard output."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, highlight=False, width=None if terminal else WIDTH)
     console.print()
     console.print(tables_grid(summary))
     evaluated = summary.manifests["evaluate"]
     console.print(metrics_grid(evaluated))
     for line in sample_lines(summary.samples):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     model = summary.manifests["register"].get("model") or {}
     alias = (
         f" (alias {model['alias']})" if model.get("alias") else f" (not promoted: {model.get('reason', 'gates failed')})"
     )
     console.print(f"\nModel    models:/{model.get('name')}/{model.get('version')}{alias}")
-    console.print(f"Report   {summary.report}")
+    console.print(f"Report   {summary.report}", soft_wrap=True)
     console.print(f"Took     {summary.seconds:.1f} s, at most {summary.peak_memory_bytes / 2**30:.1f} GiB of memory\n")
 
 
@@ -80,7 +82,7 @@ def metrics_grid(evaluated: dict[str, Any]) -> Grid:
         grid.add_column(name, justify="right")
     for system in sorted(metrics, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS)):
         cells = [metrics[system].get(name) for name in names]
-        grid.add_row(system, *(interval_text(cell) for cell in cells))
+        grid.add_row(system, *(interval_text(cell).replace(" [", "\n[") for cell in cells))
     return grid
 
 

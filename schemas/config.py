@@ -208,7 +208,7 @@ class EvaluateConfig:
     sasrec_dropouts: tuple[float, ...] = (0.5,)  # tried on validation
     sasrec_learning_rate: float = 1e-3
     sasrec_epochs: int = 10
-    sasrec_batch_tokens: int = 4096
+    sasrec_batch_tokens: int = 1024  # small batches: many steps in few epochs
     sasrec_seconds: float | None = None  # stop training when the budget is spent; null: never
 
 

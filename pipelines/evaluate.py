@@ -25,7 +25,8 @@ from pipelines.baselines import FITS, Fitted, Fitting, System
 from pipelines.bundle import build_trie
 from pipelines.catalogue import Catalogue, load_catalogue
 from pipelines.checkpoints import load_model
-from pipelines.evaluation_data import EvaluationData, load_roles
+from pipelines.evaluation_data import EvaluationData
+from pipelines.example_roles import load_roles
 from pipelines.item_fields import item_table
 from pipelines.measurement import MODEL, Measurement
 from pipelines.sampling import Sample

@@ -19,11 +19,11 @@ from model.positives import Positives, take_rows
 from model.requests import Requests, row_of, select_rows
 from pipelines.catalogue import Catalogue
 from pipelines.collate import COLUMNS, requests_of
+from pipelines.example_roles import list_column, requests_of_targets
 from pipelines.ray_tables import read_dataset
 from pipelines.sampling import Sample
-from pipelines.split import Role, Roles, roles_of
+from pipelines.split import Role, Roles
 from schemas.calendar import Calendar
-from schemas.config import Config
 from schemas.lake import Lake
 
 TARGET_COLUMNS = ["user_id", "request_ts_us", "target_start", "target_item_ids", "target_feedback"]
@@ -95,39 +95,6 @@ def positive_targets(tables: Iterable[pa.Table], roles: Roles, role: Role, posit
         times.append(ts_T[keep])
         items.append(list_column(table, "target_item_ids").flatten().to_numpy()[keep])
     return TargetRows(np.concatenate(users), np.concatenate(times), np.concatenate(items))
-
-
-def requests_of_targets(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """User and time (int64 [T] each) of the request that each target belongs to."""
-    starts, requests = list_column(table, "target_start"), list_column(table, "request_ts_us")
-    sizes = np.diff(starts.flatten().to_numpy())
-    # Between two examples lies the difference of one's last and the next one's first offset, which is no request.
-    ends = np.cumsum(np.diff(starts.offsets.to_numpy()))
-    sizes = np.delete(sizes, ends[:-1] - 1)
-    user_R = np.repeat(table.column("user_id").to_numpy(), np.diff(requests.offsets.to_numpy()))
-    return np.repeat(user_R, sizes), np.repeat(requests.flatten().to_numpy(), sizes)
-
-
-def load_roles(lake: Lake, version: int, config: Config, calendar: Calendar) -> Roles:
-    """The split as the organised requests tell it, which hold every impression once; reads them only by user."""
-    if config.split.by == "days":
-        return roles_of(config, calendar, ())
-    dataset = read_dataset(lake, "training_examples", version, TARGET_COLUMNS)
-    tables = dataset.iter_batches(batch_size=8192, batch_format="pyarrow")
-    return roles_of(config, calendar, (role_events(table) for table in tables))
-
-
-def role_events(table: pa.Table) -> pa.Table:
-    """user_id, ts_us, feedback with a row an example: each target at the time of its request."""
-    feedback = list_column(table, "target_feedback")
-    offsets = feedback.offsets.to_numpy()
-    ts_us = pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(requests_of_targets(table)[1]))
-    return pa.table({"user_id": table.column("user_id"), "ts_us": ts_us, "feedback": feedback})
-
-
-def list_column(table: pa.Table, name: str) -> pa.ListArray:
-    column = table.column(name).combine_chunks()
-    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
 
 
 def positive_queries(requests: Requests, positive_mask: int) -> Requests:

@@ -3,14 +3,12 @@ requests, and a sample of validation requests."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray.data
 import torch
 
 from model.item_table import ItemTable
@@ -19,11 +17,11 @@ from model.positives import take_rows
 from model.requests import Requests
 from pipelines.catalogue import Catalogue, load_catalogue
 from pipelines.collate import ExampleCollate, HistoryLimit, concat_requests
+from pipelines.example_roles import load_roles
 from pipelines.example_stream import TABLE, ExampleStream, empty_requests, read_segment, segments_of
 from pipelines.item_fields import item_table
-from pipelines.ray_tables import read_dataset
 from pipelines.sampling import hash_of
-from pipelines.split import Role, Roles, roles_of
+from pipelines.split import Role, Roles
 from schemas.calendar import Calendar
 from schemas.config import Config
 from schemas.errors import ContractViolation
@@ -89,7 +87,7 @@ def open_data(config: Config, lake_root: str, calendar: Calendar, pins: Mapping[
             f"codes that do not fit tokenize.codes = {num_codes}; run stage tokenize with this configuration."
         )
     fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, num_codes, calendar.fit_day)
-    roles = roles_of(config, calendar, example_events(lake, pins[TABLE], calendar.train))
+    roles = load_roles(lake, pins[TABLE], config, calendar)
     collate = collate_for(config, catalogue, roles, "train")
     stream = ExampleStream(lake, pins[TABLE], calendar.train, collate, config.train)
     return TrainingData(config, lake, calendar, catalogue, fields, roles, stream)
@@ -99,24 +97,3 @@ def collate_for(config: Config, catalogue: Catalogue, roles: Roles, role: Role) 
     """Requests of the role with a target that bears a loss, and the history that the model reads."""
     limit = HistoryLimit(config.model.short_length, config.model.positive_length, mask_of(config.sequences.engaged))
     return ExampleCollate(catalogue, roles, role, mask_of(config.targets.positive), limit)
-
-
-def example_events(lake: Lake, version: int, days: Collection[Any]) -> Iterable[pa.Table]:
-    """Targets of the examples as tables with user_id, ts_us (of the request) and feedback, for the split by user."""
-    columns = ["user_id", "request_ts_us", "target_start", "target_feedback"]
-    dataset: ray.data.Dataset = read_dataset(lake, TABLE, version, columns, days)
-    for table in dataset.iter_batches(batch_size=8192, batch_format="pyarrow"):
-        yield events_of(table)
-
-
-def events_of(table: pa.Table) -> pa.Table:
-    """One row an example: the time of its request for each of its targets, beside their feedback."""
-    lists = {name: pa.concat_arrays(table.column(name).chunks) for name in table.column_names if name != "user_id"}
-    starts = lists["target_start"]
-    row_ends = np.cumsum(np.diff(starts.offsets.to_numpy()))
-    sizes = np.delete(np.diff(starts.flatten().to_numpy()), row_ends[:-1] - 1)  # no request lies between two rows
-    ts_us = np.repeat(lists["request_ts_us"].flatten().to_numpy(), sizes)
-    feedback = lists["target_feedback"]
-    offsets = feedback.offsets.to_numpy()
-    times = pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(ts_us))
-    return pa.table({"user_id": table.column("user_id"), "ts_us": times, "feedback": feedback})

@@ -91,7 +91,7 @@ ORGANISE = StageSpec(
         "training_examples": (
             Read("user_sequences", "same"),
             Read("user_features", "before"),
-            Read("users", "before"),
+            Read("users", "until"),  # the first day's examples take the snapshot of that day
         )
     },
     summary="impressions organised into examples, each target with the context strictly before its request",
@@ -219,7 +219,7 @@ def span_days(span: Span, day: datetime.date, calendar: Calendar, config: Config
         return [day]
     if span == "artifact":
         return [calendar.fit_day]
-    if span == "all":
+    if span == "all" or (span == "window" and config.split.by == "user"):  # a user's role depends on all of their days
         return list(calendar.days)
     last = {"until": day, "window": day, "fit": calendar.fit_day}.get(span, day - datetime.timedelta(days=1))
     first = day - datetime.timedelta(days=window_days(config)) if span == "window" else datetime.date.min

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from model.requests import Requests
 from pipelines.catalogue import Catalogue
 from pipelines.collate import ExampleCollate, HistoryLimit, concat_requests, requests_of, text_hashes
+from pipelines.example_roles import role_events
 from pipelines.item_fields import item_table
 from pipelines.split import roles_by_day
-from pipelines.training_data import events_of
 from tests.pipelines.examples import CODES, DAYS, calendar, example_rows, table_of, write_lake
 
 CATALOGUE = Catalogue(
@@ -101,9 +101,9 @@ def test_text_hashes_are_the_same_everywhere() -> None:
     assert hashes[0] == 4024722633411657428  # another value would make every trained model read other attributes
 
 
-def test_events_of_examples_give_each_target_the_time_of_its_request() -> None:
+def test_role_events_of_examples_give_each_target_the_time_of_its_request() -> None:
     rows = example_rows(3)
-    table = events_of(table_of(rows))
+    table = role_events(table_of(rows))
     wanted = [
         [ts for ts, size in zip(row["request_ts_us"], np.diff(row["target_start"]), strict=True) for _ in range(size)]
         for row in rows

@@ -15,7 +15,8 @@ from model.requests import Requests
 from pipelines import evaluate
 from pipelines.baselines import FITS, Fitting
 from pipelines.checkpoints import save_model
-from pipelines.evaluation_data import positive_queries, positive_targets, role_events
+from pipelines.evaluation_data import positive_queries, positive_targets
+from pipelines.example_roles import role_events
 from pipelines.measurement import HISTORY_GROUPS, Measurement, item_groups, measure
 from pipelines.ray_tables import replace_days
 from pipelines.sampling import Sample

@@ -74,8 +74,6 @@ def ingest(
     report = None if force else done(lake, config, days)
     if report is not None:
         return report
-    # Delta leaves out a commit that changes no file; the stamp of a day without rows would be lost with it.
-    spark.conf.set("spark.databricks.delta.skipRecordingEmptyCommits", "false")
     memory = remember(lake)
     with ExitStack() as cleanup:
         log, first = _known_log(spark, config.source, memory, cleanup)

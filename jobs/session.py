@@ -77,6 +77,8 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .config("spark.databricks.delta.snapshotPartitions", "2")  # 50 by default: seconds an operation on 2 cores
+        # Delta leaves out a commit that changes no file; the stamp of a day without rows would be lost with it.
+        .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")
         .config("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
         .config("spark.sql.parquet.compression.codec", "zstd")
         .config("spark.ui.enabled", "false")

@@ -32,6 +32,8 @@ SETTINGS = {
     "tokenize.codes": 16,
     "model.d_model": 32,
     "model.layers": 2,
+    "model.heads": 2,
+    "model.g_kv": 1,
     "train.epochs": 1,
     "evaluate.beam": 20,
     "evaluate.deep_sample": 20,

@@ -138,7 +138,7 @@ def with_logs(config: Config, engines: Engines, progress: Progress) -> tuple[Con
         return config, []
     if config.simulate is None:
         raise ConfigError("source.path is empty; give the folder of the raw logs, e.g. --set source.path=FOLDER.")
-    folder = f"{config.lake}/_raw"
+    folder = f"{Lake(config.lake).root}/_raw"
     outcome = simulate_logs(config.simulate, folder, engines, progress)
     return dataclasses.replace(config, source=dataclasses.replace(config.source, path=folder)), [outcome]
 

@@ -37,9 +37,13 @@ def commit_metadata(stage: str, identities: Mapping[datetime.date, str]) -> str:
 
 @dataclass(frozen=True)
 class Lake:
-    """A lake below `root`, a local path or an object-store URI."""
+    """A lake below `root`, a local path or an object-store URI. A relative path counts from the working directory."""
 
     root: str
+
+    def __post_init__(self) -> None:
+        if "://" not in self.root:  # engines resolve a relative path each in a way of its own
+            object.__setattr__(self, "root", str(Path(self.root).resolve()))
 
     def path(self, table: str) -> str:
         return f"{self.root}/{TABLES[table].name}"

@@ -54,7 +54,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, engin
     folder = tmp_path_factory.mktemp("run")
     database = folder / "mlflow.db"
     shutil.copy(migrated_database, database)
-    settings = SETTINGS | {"lake": f"{folder}/lake", "tracking_uri": f"sqlite:///{database}"}
+    settings = SETTINGS | {"lake": "lake", "tracking_uri": f"sqlite:///{database}"}
     arguments = ["run", "--config", str(REPOSITORY / "conf" / "demo.yaml"), "--quiet"]
     for key, value in settings.items():
         arguments += ["--set", f"{key}={value}"]
@@ -63,6 +63,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, engin
         patch.setattr("pipelines.run.Engines", lambda resources: engines)
         patch.setattr(engines, "stop", lambda: None)
         patch.setattr(engines, "stop_spark", lambda: None)
+        patch.chdir(folder)  # the lake's path is relative, as the demo's is
         yield {
             "first": answer_of(arguments, folder),
             "arguments": arguments,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -107,6 +108,12 @@ def test_what_is_fitted_is_not_awaited_before_the_fit_day(lake: Lake) -> None:
     assert min(plan(TOKENIZE, CONFIG, lake, CALENDAR).expected["semantic_ids"]) == CALENDAR.fit_day
     assert plan(TOKENIZE, CONFIG, lake, CALENDAR).done
     assert not plan(TRAIN, CONFIG, lake, CALENDAR).missing
+
+
+def test_a_relative_root_counts_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Lake("lake/demo").path("items") == f"{tmp_path}/lake/demo/items"
+    assert Lake("s3://bucket/lake").path("items") == "s3://bucket/lake/items"
 
 
 def test_spans(lake: Lake) -> None:

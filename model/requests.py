@@ -53,14 +53,3 @@ def select_rows(values: Tensor, offsets: Tensor, keep: Tensor) -> tuple[Tensor, 
     """The elements of a jagged array where `keep` (bool, one an element) holds, and their new offsets."""
     kept_before = torch.cat([offsets.new_zeros(1), keep.long().cumsum(0)])
     return values[keep], kept_before[offsets]
-
-
-def last_padded(values: Tensor, offsets: Tensor, width: int, fill: int = -1) -> tuple[Tensor, Tensor]:
-    """The newest `width` elements of each row, right-aligned: ([R, width], valid mask [R, width])."""
-    ends_R1 = offsets[1:, None]
-    index_RW = ends_R1 - width + torch.arange(width, device=values.device)
-    valid_RW = index_RW >= offsets[:-1, None]
-    if len(values) == 0:
-        return values.new_full(index_RW.shape, fill), valid_RW
-    padded_RW = values[index_RW.clamp(min=0, max=len(values) - 1)]
-    return padded_RW.masked_fill(~valid_RW, fill), valid_RW

@@ -5,7 +5,6 @@ A failed gate is no failure: the version is registered, the alias stays, and the
 
 from __future__ import annotations
 
-import importlib
 import logging
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +26,7 @@ from schemas.loader import to_mapping
 # What `predict` needs at run time; the pins are those of this environment.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pyyaml", "safetensors", "torch", "deltalake", "ray")
 CODE = ("schemas", "model", "pipelines")
+ROOT = Path(__file__).resolve().parent.parent  # of the packages
 
 
 def run(context: StageContext) -> StageResult:
@@ -103,15 +103,13 @@ def champion_of(client: MlflowClient, name: str) -> dict[str, Any] | None:
 
 def log_model(context: StageContext, bundle_folder: Path, name: str) -> str:
     """Logs and registers the bundle with the code that serves it; the new version's number."""
-    serving = importlib.import_module("pipelines.serving")
-    packages = [str(Path(str(serving.__file__)).parent.parent / package) for package in CODE]
     logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
     with mlflow.start_run(run_id=context.run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(Path(str(serving.__file__)).with_name("serving_model.py")),
+            python_model=str(ROOT / "pipelines" / "serving_model.py"),
             artifacts={"bundle": str(bundle_folder)},
-            code_paths=packages,
+            code_paths=[str(ROOT / package) for package in CODE],
             signature=ModelSignature(inputs=INPUTS, outputs=OUTPUTS, params=PARAMS),
             pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
             registered_model_name=name,

@@ -20,12 +20,78 @@ def resource(default: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    """Where raw logs come from and how to read them."""
+class LogColumns:
+    """The source's columns behind `impressions`; what is not named is null. See docs/design.md for what is read how."""
 
-    kind: Literal["kuairand", "sequences"] = "kuairand"
+    user_id: str
+    item_id: str
+    ts: str
+    request_id: str | None = None
+    scene: str | None = None
+    duration_ms: str | None = None
+    play_ms: str | None = None
+    rating: str | None = None
+    click: str | None = None
+    long_view: str | None = None
+    like: str | None = None
+    follow: str | None = None
+    comment: str | None = None
+    forward: str | None = None
+    profile_enter: str | None = None
+    hate: str | None = None
+    behaviour_log_probs: str | None = None
+    behaviour_codebook: str | None = None
+    behaviour_policy: str | None = None
+
+
+@dataclass(frozen=True)
+class LogMapping:
+    """Which files are the log, below source.path, and what their columns mean."""
+
+    columns: LogColumns
+    files: str = field(metadata={"resource": True})  # a pattern below source.path
+
+
+@dataclass(frozen=True)
+class ItemColumns:
+    """The source's columns behind `items`."""
+
+    item_id: str
+    author_id: str | None = None
+    tags: str | None = None
+    title: str | None = None
+    duration_ms: str | None = None
+    upload_date: str | None = None
+    vector: str | None = None
+    withdrawn: str | None = None
+
+
+@dataclass(frozen=True)
+class ItemMapping:
+    columns: ItemColumns
+    files: str = field(metadata={"resource": True})  # a pattern below source.path
+    attributes: tuple[str, ...] = ()  # columns kept as 'name=value'
+
+
+@dataclass(frozen=True)
+class UserColumns:
+    user_id: str
+
+
+@dataclass(frozen=True)
+class UserMapping:
+    columns: UserColumns
+    files: str = field(metadata={"resource": True})  # a pattern below source.path
+    attributes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where raw logs come from and how to read them. `log`, `items`, `users` and what follows them are for kind mapped."""
+
+    kind: Literal["kuairand", "sequences", "movielens", "mapped"] = "kuairand"
     path: str = resource("")
-    time_zone: str = "UTC"  # of the column `date`
+    time_zone: str = "UTC"  # of the column `date`, and of times that name no offset
     request_gap_ms: int = 0  # impressions of a user at most this far apart are one request; 0: equal times only
     # Attributes of users and items come as one undated snapshot and are taken to hold from the first day on.
     # Only where the items' upload day is known may they be dated by it.
@@ -33,6 +99,43 @@ class SourceConfig:
     rating_threshold: float = 4.0  # a rating at or above it sets the bit `rated_high`
     first_day: datetime.date | None = None  # rows of earlier days are not ingested; null: the log's own first day
     last_day: datetime.date | None = None
+    log: LogMapping | None = None
+    items: ItemMapping | None = None
+    users: UserMapping | None = None
+    ts_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"  # auto: Parquet's timestamps, and text as ISO 8601
+    duration_unit: Literal["ms", "s"] = "ms"  # of play times too
+    ids: Literal["auto", "integer", "text"] = "auto"  # auto: integers stay, other text is hashed; text: all are hashed
+    separator: str = ","  # of CSV columns
+    list_separator: str = "|"  # of tags within one text
+
+    def __post_init__(self) -> None:
+        mapped = self.kind == "mapped"
+        require(not mapped or self.log is not None, "source.log", "is missing: kind mapped needs its files and columns")
+        for name in ("log", "items", "users"):
+            require(mapped or getattr(self, name) is None, f"source.{name}", "is read for kind mapped alone: remove it")
+        require(len(self.separator) == 1, "source.separator", "must be one character")
+        require(len(self.list_separator) == 1, "source.list_separator", "must be one character")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """A day that differs too much from the `days` before it stops the run before training. Nothing in it is part of an
+    identity: the tables keep what was ingested."""
+
+    enabled: bool = resource(True)
+    days: int = resource(7)  # before the day; with fewer nothing is checked
+    min_rows: int = resource(200)  # of the median day; fewer rows a day say nothing
+    rows_at_least: float = resource(0.3)  # times the median of those days
+    rows_at_most: float = resource(3.0)
+    null_rate_band: float = resource(0.2)  # a column's share of nulls may leave the range of those days by this
+    flag_rate_factor: float = resource(4.0)  # a flag's rate may differ from the median by this factor, noise apart
+
+    def __post_init__(self) -> None:
+        require(self.days >= 1, "guard.days", "must be at least 1")
+        require(
+            0 <= self.rows_at_least <= 1 <= self.rows_at_most, "guard.rows_at_least", "must be at most 1 <= rows_at_most"
+        )
+        require(self.flag_rate_factor >= 1, "guard.flag_rate_factor", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -182,8 +285,26 @@ class TrainConfig:
     checkpoint_steps: int = 200
     segment_rows: int = 100_000  # examples a segment: the unit of order, shuffling and resumption
     seed: int = 0
+    night_learning_rate: float = 5e-4  # of the one pass over a new day that continues an earlier model
     num_workers: int = resource(0)  # 0: in this process
     threads: int = resource(0)  # of one worker; 0: PyTorch's default
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """GBPO with the duration-aware advantage (OneRec-V2, section 3.1). The paper leaves open the weight against the
+    next-token loss, the learning rate, and whether a probability is an item's or a code's."""
+
+    enabled: bool = True
+    days: int = 2  # the last train days, whose exposures are learned from
+    weight: float = 1.0  # of the policy loss beside the next-token loss
+    unit: Literal["code", "item"] = "code"  # what one probability ratio is about
+    top_share: float = 0.25  # of a batch's quantiles earn +1
+    learning_rate: float = 3e-4
+
+    def __post_init__(self) -> None:
+        require(self.days >= 1, "align.days", "must be at least 1")
+        require(0 < self.top_share < 1, "align.top_share", "must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -222,6 +343,23 @@ class RegisterConfig:
 
 
 @dataclass(frozen=True)
+class RecommendConfig:
+    """Batch recommendations of the champion for every user active within `active_days` of the day."""
+
+    items: int = 20  # a user
+    beam: int = 50
+    active_days: int = 30
+    mask_seen: bool = True  # items of the history that user_features keeps
+    mask_withdrawn: bool = True
+    batch_users: int = resource(256)
+    num_workers: int = resource(1)
+
+    def __post_init__(self) -> None:
+        require(self.items >= 1, "recommend.items", "must be at least 1")
+        require(self.active_days >= 1, "recommend.active_days", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class ResourceConfig:
     """What a run may use; no part of any identity."""
 
@@ -235,13 +373,16 @@ class ResourceConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A deployment. `lake` is the root of tables and artifacts; tracking defaults to SQLite below it."""
+    """A deployment. `lake` is the root of the tables, a path or an object-store URI; `artifacts` holds what is no table, a
+    mount that all machines share (default: below the lake); tracking defaults to SQLite beside the artifacts."""
 
     name: str = "demo"
     lake: str = resource("lake/demo")
+    artifacts: str = resource("")
     tracking_uri: str = resource("")
     simulate: SimulateConfig | None = None  # null: the source's path holds the logs
     source: SourceConfig = field(default_factory=SourceConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     targets: TargetConfig = field(default_factory=TargetConfig)
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
@@ -252,9 +393,15 @@ class Config:
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
+    recommend: RecommendConfig = field(default_factory=RecommendConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
+
+    def __post_init__(self) -> None:
+        require("://" not in self.lake or bool(self.artifacts), "lake", "is a URI: set `artifacts` to a shared mount")
+        require("://" not in self.artifacts, "artifacts", "must be a path: a disk or a mount that all machines share")
 
 
 def require(condition: bool, key: str, remedy: str) -> None:

@@ -58,10 +58,17 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str, prefix: str 
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(hints)}."
             raise ConfigError(f"{where}: unknown key {prefix}{key}; {hint}")
     values = {key: convert(hints[key], value, where, f"{prefix}{key}") for key, value in data.items()}
+    lacking = [f.name for f in dataclasses.fields(cls) if f.name not in values and _is_required(f)]  # type: ignore[arg-type]
+    if lacking:
+        raise ConfigError(f"{where}: {prefix}{lacking[0]} is missing; add it.")
     try:
         return cls(**values)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def convert(hint: Any, value: Any, where: str, key: str) -> Any:

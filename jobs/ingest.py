@@ -10,9 +10,7 @@ a kill in between leaves days that the next pass does again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
@@ -30,6 +28,7 @@ from jobs.ingest_plan import (
     CONFLICT_REASON,
     FATES,
     KEPT,
+    STAGE,
     Day,
     IngestReport,
     Log,
@@ -42,12 +41,14 @@ from jobs.ingest_plan import (
 )
 from jobs.lines import PLACE, reading
 from jobs.log_rows import VALUES, LogRows, block_spans, fate_counts, numbered, read_rows, shifts_of, with_ids
+from jobs.main import command, day_parser
 from jobs.session import spark_session
 from jobs.source_files import SourceFile, find_files
 from schemas.config import Config, SourceConfig
-from schemas.errors import EXIT_DONE, ConfigError, ContractViolation, LazyRecError
-from schemas.lake import Identities, Lake
-from schemas.loader import load_config, parse_date
+from schemas.errors import ConfigError, ContractViolation
+from schemas.lake import Identities, Lake, lake_of
+from schemas.loader import parse_date
+from schemas.locks import lake_lock
 from schemas.tables import ITEMS, TABLES, USERS
 
 __all__ = ["IngestReport", "ingest"]
@@ -230,27 +231,18 @@ def rows_by_day(lake: Lake, name: str) -> dict[Day, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m jobs.ingest --config F [--date D] [--force]`; prints one JSON object, returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.ingest", description="raw logs to tables; bad rows aside")
-    parser.add_argument("--config", required=True, help="YAML file of the deployment")
-    parser.add_argument("--date", help="write this day only (YYYY-MM-DD); default: every stale day in one pass")
-    parser.add_argument("--force", action="store_true", help="write again what is already there")
-    options = parser.parse_args(arguments)
-    started = time.monotonic()
-    try:
-        config = load_config(options.config)
-        days = [parse_date(options.date)] if options.date else None
-        lake = Lake(config.lake)
+    return command(STAGE, day_parser(STAGE, "raw logs to tables; bad rows aside"), _work, arguments)
+
+
+def _work(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    days = [parse_date(options.date)] if options.date else None
+    lake = lake_of(config)
+    with lake_lock(lake):
         report = None if options.force else done(lake, config, days)
         status = "done" if report is None else "skipped"
         if report is None:
             report = ingest(spark_session(config.resources), lake, config, days, options.force)
-    except LazyRecError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    seconds = {"ingest": round(time.monotonic() - started, 3)}
-    answer = {"stage": "ingest", "status": status, "seconds": seconds, "rows": report.rows, "reasons": report.reasons}
-    sys.stdout.write(json.dumps({**answer, "tables": report.tables}) + "\n")
-    return EXIT_DONE
+    return {"status": status, "rows": report.rows, "reasons": report.reasons, "tables": report.tables}
 
 
 if __name__ == "__main__":

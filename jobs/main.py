@@ -1,8 +1,8 @@
-"""The command line of a single Spark job: `python -m jobs.sequences --config F [--date D] [--force]`, or the same
-file by spark-submit with `resources.spark_master: ""`.
+"""The command line of a single Spark job: `python -m jobs.sequences --config F [--date D] [--force]`, or the same file by
+`spark-submit`, which then decides on master, memory and JARs.
 
-It plans, runs and stamps exactly as the stage of the whole run does, without Ray or MLflow, and prints one JSON object.
-It takes no lock: the scheduler sees to it that one run at a time works on a lake.
+It plans, locks the lake, runs and stamps exactly as the stage of the whole run does, without Ray or MLflow, and prints
+one JSON object.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -21,34 +22,56 @@ from jobs.session import spark_session
 from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config
 from schemas.errors import EXIT_DONE, LazyRecError, MissingUpstream
-from schemas.lake import Identities, Lake
+from schemas.lake import Identities, Lake, lake_of
 from schemas.lineage import StageSpec, plan
 from schemas.loader import load_config, parse_date
+from schemas.locks import lake_lock
 from schemas.tables import TABLES
 
 Run = Callable[
     [SparkSession, Lake, Config, Calendar, Mapping[str, Identities], Mapping[str, int]],
     dict[str, int],
 ]
+Work = Callable[[Config, argparse.Namespace], dict[str, Any]]
 
 
 def main(spec: StageSpec, run: Run, arguments: Sequence[str] | None = None) -> int:
     """Runs one job by its command line and returns the exit code (see schemas.errors)."""
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.{spec.name}", description=spec.summary)
+
+    def work(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+        day = parse_date(options.date) if options.date else None
+        with lake_lock(lake_of(config)):
+            tables = run_job(spec, run, config, day, options.force)
+        return {"status": "done" if tables else "skipped", "tables": tables}
+
+    return command(spec.name, day_parser(spec.name, spec.summary), work, arguments)
+
+
+def job_parser(name: str, summary: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"jobs/{name}.py", description=summary)
     parser.add_argument("--config", required=True, help="YAML file of the deployment")
+    return parser
+
+
+def day_parser(name: str, summary: str) -> argparse.ArgumentParser:
+    """Of a job that writes days of tables."""
+    parser = job_parser(name, summary)
     parser.add_argument("--date", help="write this day only (YYYY-MM-DD); default: every stale day in one pass")
     parser.add_argument("--force", action="store_true", help="write again what is already there")
+    return parser
+
+
+def command(name: str, parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None = None) -> int:
+    """Parses, works, prints the answer as one JSON object; an error for people is one line and its exit code."""
     options = parser.parse_args(arguments)
     started = time.monotonic()
     try:
-        day = parse_date(options.date) if options.date else None
-        tables = run_job(spec, run, load_config(options.config), day, options.force)
+        answer = work(load_config(options.config), options)
     except LazyRecError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    status = "done" if tables else "skipped"
-    seconds = {spec.name: round(time.monotonic() - started, 3)}
-    sys.stdout.write(json.dumps({"stage": spec.name, "status": status, "seconds": seconds, "tables": tables}) + "\n")
+    seconds = {name: round(time.monotonic() - started, 3)}
+    sys.stdout.write(json.dumps({"stage": name, "seconds": seconds, **answer}) + "\n")
     return EXIT_DONE
 
 
@@ -59,8 +82,11 @@ def run_job(
 
     Raises MissingUpstream where an input is missing or `day` is newer than the log.
     """
-    lake = Lake(config.lake)
-    calendar = calendar_of(lake.identities("impressions"), config.split)
+    lake = lake_of(config)
+    days = lake.identities("impressions")
+    if not days:
+        raise MissingUpstream(f"Table impressions is not in {lake.root} yet; run the job ingest first.")
+    calendar = calendar_of(days, config.split)
     todo = todo_of(spec, config, lake, calendar, day, force)
     if not todo:
         return {}

@@ -19,18 +19,21 @@ import datetime
 import json
 import math
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs.latent import DAY_MS, World, logistic, whole
+from jobs.main import command, job_parser
 from jobs.session import spark_session
 from jobs.simulated_items import exposure, items, ranking, series, video_features
-from schemas.config import SimulateConfig
+from schemas.config import Config, SimulateConfig
 from schemas.errors import ConfigError
-from schemas.loader import load_config, to_mapping
+from schemas.loader import to_mapping
 
 MARKER = "_SIMULATED.json"
 DRAFT = "_draft"
@@ -257,16 +260,21 @@ def clear(files: fs.FileSystem, root: str) -> None:
         files.delete_dir(found[name])
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="jobs.simulate", description="Write simulated logs in KuaiRand's format.")
-    parser.add_argument("--config", required=True, help="a YAML file with a section `simulate`")
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m jobs.simulate --config F --out FOLDER`; prints one JSON object, returns the exit code."""
+    parser = job_parser("simulate", "Write simulated logs in KuaiRand's format.")
     parser.add_argument("--out", required=True, help="folder for the files; what a simulation left there is replaced")
-    options = parser.parse_args(arguments)
-    config = load_config(options.config)
+    return command("simulate", parser, _work, arguments)
+
+
+def _work(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     if config.simulate is None:
         raise ConfigError(f"{options.config}: no section simulate; add one, or use the logs of source.path.")
+    if is_simulated(options.out, config.simulate):
+        return {"status": "skipped", "out": options.out}
     simulate(spark_session(config.resources, "lazyrec-simulate"), config.simulate, options.out)
+    return {"status": "done", "out": options.out}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,10 +23,10 @@ SAMPLED_FILES = 32  # of training_examples, for the histogram of context lengths
 
 
 def write_report(summary: Summary) -> Path:
-    """Writes `reports/NAME.html` below the lake and returns its path."""
+    """Writes `reports/NAME.html` beside the artifacts and returns its path."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template(TEMPLATE).render(**content(summary))
-    path = Path(summary.lake.root) / "reports" / f"{summary.config.name}.html"
+    path = summary.lake.home / "reports" / f"{summary.config.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
     return path.resolve()

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.engines import Engines
 from pipelines.item_names import readable
-from pipelines.locks import lake_lock
 from pipelines.progress import MemoryWatch, Progress
 from pipelines.runner import Outcome, Runner
 from pipelines.stage import StageFunction, StageResult
 from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config, SimulateConfig
 from schemas.errors import ConfigError, MissingUpstream
-from schemas.lake import Lake
+from schemas.lake import Lake, lake_of
 from schemas.lineage import STAGES, StageSpec, artifact_identity, digest
+from schemas.locks import lake_lock
 
 if TYPE_CHECKING:
     from jobs.ingest_plan import IngestReport
@@ -74,9 +74,9 @@ class Summary:
 def run_all(config: Config, force: bool, progress: Progress) -> Summary:
     """Every stage in order, under the lake's lock; a stage whose identity is already there is skipped."""
     started = time.monotonic()
-    lake = Lake(config.lake)
+    lake = lake_of(config)
     engines = Engines(config.resources)
-    with lake_lock(config.lake), MemoryWatch() as memory, ExitStack() as cleanup:
+    with lake_lock(lake), MemoryWatch() as memory, ExitStack() as cleanup:
         cleanup.callback(engines.stop)
         runner = Runner(config, lake, engines, progress)
         try:
@@ -100,9 +100,9 @@ def run_all(config: Config, force: bool, progress: Progress) -> Summary:
 
 def run_one(name: str, config: Config, force: bool, date: datetime.date | None, progress: Progress) -> Outcome:
     """One stage on a lake that holds what comes before it."""
-    lake = Lake(config.lake)
+    lake = lake_of(config)
     engines = Engines(config.resources)
-    with lake_lock(config.lake), ExitStack() as cleanup:
+    with lake_lock(lake), ExitStack() as cleanup:
         cleanup.callback(engines.stop)
         runner = Runner(config, lake, engines, progress)
         if name == "ingest":
@@ -138,7 +138,7 @@ def with_logs(config: Config, engines: Engines, progress: Progress) -> tuple[Con
         return config, []
     if config.simulate is None:
         raise ConfigError("source.path is empty; give the folder of the raw logs, e.g. --set source.path=FOLDER.")
-    folder = f"{Lake(config.lake).root}/_raw"
+    folder = str(lake_of(config).home / "_raw")
     outcome = simulate_logs(config.simulate, folder, engines, progress)
     return dataclasses.replace(config, source=dataclasses.replace(config.source, path=folder)), [outcome]
 
@@ -199,7 +199,7 @@ def report_only(config: Config) -> Path:
     """Writes the report of what the lake holds. Raises MissingUpstream where nothing was ingested."""
     from pipelines import ingest
 
-    lake = Lake(config.lake)
+    lake = lake_of(config)
     config = with_logs(config, Engines(config.resources), Progress(quiet=True))[0]
     report = ingest.done(lake, config)
     counts = {"rows": report.rows, "reasons": report.reasons} if report else {}

@@ -21,7 +21,7 @@ from mlflow.entities import Metric, Run
 
 from pipelines.stage import StageResult
 from schemas.config import Config
-from schemas.lake import Lake
+from schemas.lake import Lake, lake_of
 from schemas.lineage import StagePlan
 from schemas.loader import to_mapping
 
@@ -32,12 +32,12 @@ for noisy in ("mlflow", "alembic"):
 
 
 def tracking_uri(config: Config) -> str:
-    """The configured server, or SQLite below the lake. Always absolute: a relative default depends on who asks."""
+    """The configured server, or SQLite beside the artifacts. Always absolute: a relative default depends on who asks."""
     if config.tracking_uri:
         return config.tracking_uri
-    root = Path(config.lake).resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{root}/mlflow.db"
+    home = lake_of(config).home
+    home.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{home}/mlflow.db"
 
 
 class Tracker:
@@ -59,7 +59,7 @@ class Tracker:
         if found:
             return found.experiment_id
         local = self.uri.startswith("sqlite")
-        location = (Path(self.config.lake).resolve() / "_mlflow").as_uri() if local else None
+        location = (self.lake.home / "_mlflow").as_uri() if local else None
         return self.client.create_experiment(self.config.name, artifact_location=location)
 
     def is_mirrored(self, identity: str) -> bool:

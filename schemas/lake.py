@@ -5,7 +5,8 @@ written by Spark (`jobs.tables`) and read by Ray (`pipelines.ray_tables`).
 
 A commit that replaces partitions carries `{"stage", "identities": {date: identity}}` as Delta userMetadata;
 commits without it (compaction, constraints) change no identity. Artifacts (checkpoints, codebooks, bundles) are
-folders `_artifacts/STAGE/IDENTITY` that are complete once their `manifest.json` is there.
+folders `_artifacts/STAGE/IDENTITY` that are complete once their `manifest.json` is there. They lie below the lake's
+home: its root, or a mount where the root is an object store.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from deltalake import DeltaTable
 
+from schemas.config import Config
 from schemas.errors import ContractViolation
 from schemas.tables import TABLES
 
@@ -37,13 +39,22 @@ def commit_metadata(stage: str, identities: Mapping[datetime.date, str]) -> str:
 
 @dataclass(frozen=True)
 class Lake:
-    """A lake below `root`, a local path or an object-store URI. A relative path counts from the working directory."""
+    """A lake with tables below `root`, a local path or an object-store URI, and files that are no tables below `mount`
+    (default: the root). A relative path counts from the working directory."""
 
     root: str
+    mount: str = ""
 
     def __post_init__(self) -> None:
-        if "://" not in self.root:  # engines resolve a relative path each in a way of its own
-            object.__setattr__(self, "root", str(Path(self.root).resolve()))
+        for name in ("root", "mount"):  # engines resolve a relative path each in a way of its own
+            value = getattr(self, name)
+            if value and "://" not in value:
+                object.__setattr__(self, name, str(Path(value).resolve()))
+
+    @property
+    def home(self) -> Path:
+        """Where artifacts, reports, simulated logs and the lock lie: a path that every machine of a run shares."""
+        return Path(self.mount or self.root)
 
     def path(self, table: str) -> str:
         return f"{self.root}/{TABLES[table].name}"
@@ -78,8 +89,8 @@ class Lake:
         return sum(value or 0 for value in actions.column("num_records").to_pylist())
 
     def artifact(self, stage: str, identity: str) -> Path:
-        """The folder of an artifact; a local path, since engines write into it."""
-        return Path(self.root) / "_artifacts" / stage / identity
+        """The folder of an artifact; a path on a disk or a mount, since engines write into it."""
+        return self.home / "_artifacts" / stage / identity
 
     def manifest(self, stage: str, identity: str) -> dict[str, Any] | None:
         """The manifest of a complete artifact, or None."""
@@ -93,6 +104,11 @@ class Lake:
         draft = folder / "manifest.json.draft"
         draft.write_text(json.dumps({"stage": stage, "identity": identity, **content}, indent=2, default=str))
         draft.replace(folder / "manifest.json")
+
+
+def lake_of(config: Config) -> Lake:
+    """The lake of a deployment."""
+    return Lake(config.lake, config.artifacts)
 
 
 def stamped_identities(commit: Mapping[str, Any]) -> Identities:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.locks import lake_lock
 from schemas.errors import EXIT_RETRY, EXIT_USAGE, MissingUpstream
+from schemas.lake import Lake
+from schemas.locks import lake_lock
 from tests.conftest import REPOSITORY
 
 DEMO = str(REPOSITORY / "conf" / "demo.yaml")
@@ -54,22 +55,22 @@ def test_a_stage_before_its_inputs_is_retried(
 
 def test_a_second_run_on_a_lake_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], tracking_uri: str) -> None:
     lake = ["--set", f"lake={tmp_path}/lake", "--set", f"tracking_uri={tracking_uri}"]
-    with lake_lock(f"{tmp_path}/lake"):
+    with lake_lock(Lake(f"{tmp_path}/lake")):
         assert main(["run", "--config", DEMO, *lake]) == EXIT_RETRY
     assert "Another run (process " in capsys.readouterr().err
 
 
 def test_a_killed_run_releases_the_lake(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pipelines.locks import lake_lock\n"
-        "with lake_lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from schemas.lake import Lake; from schemas.locks import lake_lock\n"
+        "with lake_lock(Lake(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPOSITORY)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(MissingUpstream, match=str(holder.pid)), lake_lock(str(tmp_path)):
+    with pytest.raises(MissingUpstream, match=str(holder.pid)), lake_lock(Lake(str(tmp_path))):
         pass
     holder.kill()
     holder.wait()
-    with lake_lock(str(tmp_path)):
+    with lake_lock(Lake(str(tmp_path))):
         pass

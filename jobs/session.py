@@ -1,7 +1,10 @@
 """The Spark session, and the JARs that Delta needs.
 
 `python -m jobs.session` resolves the JARs once, at set-up, into the environment, so that sessions start offline and
-two seconds sooner than with `spark.jars.packages`. On a cluster whose image carries the JARs nothing is resolved.
+two seconds sooner than with `spark.jars.packages`; it also tells the environment's own `spark-submit` of them. On a
+cluster whose image carries the JARs nothing is resolved.
+
+Under spark-submit the JVM is there before this module: master, memory and JARs are then spark-submit's alone.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pyspark.sql import SparkSession
 from schemas.config import ResourceConfig
 from schemas.errors import LazyRecError
 
-LOGGING = Path(__file__).with_name("log4j2.properties")
+QUIET = f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties').as_uri()}"
 JAVA_VERSIONS = (17, 21, 25)
 DELTA = version("delta-spark")
 UNITY_CATALOG = "0.6.0"  # the client that Delta 4.4 links against
@@ -49,6 +52,21 @@ def jar_files() -> list[Path]:
     return files if all(file.is_file() for file in files) else []
 
 
+def write_submit_defaults() -> Path:
+    """`spark-submit` of this environment finds the JARs; it runs the Python of the path, so activate the environment."""
+    import pyspark
+
+    path = Path(pyspark.__file__).parent / "conf" / "spark-defaults.conf"
+    path.parent.mkdir(exist_ok=True)
+    jars = ",".join(map(str, jar_files()))
+    path.write_text(f"spark.jars {jars}\nspark.driver.extraJavaOptions {QUIET}\n")
+    return path
+
+
+def by_spark_submit() -> bool:
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
 def java_version() -> int:
     """Major version of the Java that Spark will start. Raises LazyRecError where there is none that fits."""
     home = os.environ.get("JAVA_HOME")
@@ -66,12 +84,8 @@ def java_version() -> int:
 
 def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSession:
     """The one session of a run, started at the first call. Times are UTC; tables are plain Delta."""
-    java_version()
-    # Workers would otherwise start the system's python3, which lacks pyarrow.
-    os.environ["PYSPARK_PYTHON"] = sys.executable
     builder = (
         SparkSession.builder.appName(name)
-        .config("spark.driver.memory", resources.spark_heap)
         .config("spark.sql.shuffle.partitions", str(resources.spark_partitions))
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
@@ -81,20 +95,34 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
         .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")
         .config("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
         .config("spark.sql.parquet.compression.codec", "zstd")
+        .config("spark.hadoop.fs.s3.impl", "org.apache.hadoop.fs.s3a.S3AFileSystem")  # delta-rs and Ray say s3:// too
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={LOGGING.as_uri()}")
     )
-    if resources.spark_master:  # "" leaves it to spark-submit
-        builder = builder.master(resources.spark_master)
-        if resources.spark_master.startswith("local"):
-            builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
+    if by_spark_submit():
+        return builder.getOrCreate()
+    java_version()
+    # Workers would otherwise start the system's python3, which lacks pyarrow.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    for key, value in own_jvm(resources).items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()
+
+
+def own_jvm(resources: ResourceConfig) -> dict[str, str]:
+    """What must be known before the JVM starts."""
+    settings = {
+        "spark.driver.memory": resources.spark_heap,
+        "spark.driver.extraJavaOptions": QUIET,
+    }
+    if resources.spark_master:
+        settings["spark.master"] = resources.spark_master
+    if resources.spark_master.startswith("local"):
+        settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     files = jar_files()
     if files:
-        builder = builder.config("spark.jars", ",".join(map(str, files)))
-    else:
-        builder = builder.config("spark.jars.packages", ",".join(COORDINATES)).config("spark.jars.excludes", EXCLUDES)
-    return builder.getOrCreate()
+        return settings | {"spark.jars": ",".join(map(str, files))}
+    return settings | {"spark.jars.packages": ",".join(COORDINATES), "spark.jars.excludes": EXCLUDES}
 
 
 def end_session(spark: SparkSession) -> None:
@@ -135,4 +163,4 @@ def resolve_jars() -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(file.name for file in resolve_jars()) + "\n")
+    sys.stdout.write("\n".join(file.name for file in resolve_jars()) + f"\n{write_submit_defaults()}\n")

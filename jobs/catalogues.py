@@ -61,15 +61,19 @@ def history(
     source: SourceConfig,
     log_days: Sequence[datetime.date],
     since: datetime.date,
+    originals: DataFrame | None = None,
 ) -> DataFrame:
     """The table's rows dated `since` and later, after the impressions of the pass are committed.
 
-    `snapshot` holds one row a key: the table's columns but `date`.
+    `snapshot` holds one row a key: the table's columns but `date`. `originals` (key, original) names the ids that were
+    hashed, those that only the log shows too.
     """
     key, content = table.key[0], content_of(table)
     impressions = tables.read(spark, lake, "impressions").where(F.col(PARTITION) >= F.lit(since))
     shown = impressions.groupBy(key).agg(F.min(PARTITION).alias("shown"))
     listed = snapshot.withColumn("listed", F.lit(True)).join(shown, key, "full_outer")
+    if originals is not None:
+        listed = listed.join(originals, key, "left").withColumn("source_id", F.coalesce("source_id", "original"))
     arrays = [f.name for f in tables.spark_schema(table) if isinstance(f.dataType, ArrayType) and not f.nullable]
     listed = listed.withColumns({name: F.coalesce(name, F.array().cast("array<string>")) for name in arrays})
     start = F.lit(since)

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs import catalogues, kuairand, tables
+from jobs import catalogues, tables
 from jobs.duplicates import with_fate
 from jobs.ingest_pass import Pass, plan_pass
 from jobs.ingest_plan import (
@@ -42,8 +42,10 @@ from jobs.ingest_plan import (
 from jobs.lines import PLACE, reading
 from jobs.log_rows import VALUES, LogRows, block_spans, fate_counts, numbered, read_rows, shifts_of, with_ids
 from jobs.main import command, day_parser
+from jobs.readers import CATALOGUES
 from jobs.session import spark_session
 from jobs.source_files import SourceFile, find_files
+from jobs.source_ids import originals
 from schemas.config import Config, SourceConfig
 from schemas.errors import ConfigError, ContractViolation
 from schemas.lake import Identities, Lake, lake_of
@@ -82,11 +84,14 @@ def ingest(
         cleanup.enter_context(reading(log.files))
         snapshots = _read_snapshots(spark, log, cleanup)
         rows = _rows_of(spark, work, first, cleanup) if work.todo else None
+        usable = None if rows is None else rows.usable()
+        mapped = config.source.kind == "mapped"
+        named = originals(spark, lake, usable, snapshots, cleanup) if mapped else {}
         counts = dict(memory.days)
         if rows is not None:
             say(f"{len(work.todo)} day(s) to write, {sum(f.read for f in rows.facts.values()):,} rows read")
             counts |= _write_log(spark, lake, work, rows, snapshots, cleanup)
-        _write_catalogues(spark, lake, work, snapshots, force, cleanup)
+        _write_catalogues(spark, lake, work, snapshots, named, force, cleanup)
     write_memory(lake, log, work.snapshots, counts)
     return report_of(lake, log, work.days, counts)
 
@@ -151,10 +156,7 @@ def _write_impressions(
     spark: SparkSession, lake: Lake, identities: Identities, fated: DataFrame, counts: Mapping[str, Mapping[str, Any]]
 ) -> None:
     kept = fated.where((F.col("fate") == KEPT) & F.col("date").isin(list(identities)))
-    absent = [f for f in tables.spark_schema(TABLES["impressions"]) if f.name.startswith("behaviour_")]
-    kept = kept.select(
-        "impression_id", "request_id", *VALUES, *(F.lit(None).cast(f.dataType).alias(f.name) for f in absent)
-    )
+    kept = kept.select("impression_id", "request_id", *VALUES)
     most = max(counts[day.isoformat()][KEPT] for day in identities)
     files = -(-most // ROWS_A_FILE)
     tables.replace_days(spark, lake, "impressions", kept, identities, max(1, files), order=("user_id", "ts"))
@@ -180,10 +182,11 @@ def _write_rejected(
     since = {f.name: day for f in work.log.catalogues if (day := work.snapshots[f.stamp]) in work.rejected}
     for frame in snapshots.values() if since else ():
         spans = block_spans(frame)
-        if sum(span["refused"] for span in spans) > len({span["source_file"] for span in spans}):  # more than headers
+        titled = {file.name for file in work.log.catalogues if file.titled}
+        if sum(span["refused"] for span in spans) > len({span["source_file"] for span in spans} & titled):  # headers apart
             undated = frame.where(F.col("reason").isNotNull()).withColumn("date", F.lit(None).cast("date"))
             parts.append(undated.select(*columns))
-            shifts = shifts_of(spans, titled=True)
+            shifts = shifts_of(spans, work.log.catalogues)
             blocks += [(name, block, shift, [], since[name]) for name, block, shift in shifts if name in since]
     if parts:
         found = numbered(spark, reduce(DataFrame.unionByName, parts), blocks)
@@ -194,25 +197,32 @@ def _write_rejected(
 
 
 def _read_snapshots(spark: SparkSession, log: Log, cleanup: ExitStack) -> Snapshots:
-    readers = {"items": kuairand.read_items, "users": kuairand.read_users}
+    if not log.catalogues:
+        return {}
+    frames = CATALOGUES[log.source.kind](spark, log.catalogues, log.source)
     found = {}
-    for name, read in readers.items():
-        files = [file for file in log.catalogues if file.role == name]
-        if files:
-            found[name] = catalogues.judged(read(spark, files), TABLES[name]).persist()
-            cleanup.callback(found[name].unpersist)
+    for name, rows in frames.items():
+        found[name] = (catalogues.judged(rows, TABLES[name]) if name in TABLES else rows).persist()
+        cleanup.callback(found[name].unpersist)
     return found
 
 
 def _write_catalogues(
-    spark: SparkSession, lake: Lake, work: Pass, snapshots: Snapshots, force: bool, cleanup: ExitStack
+    spark: SparkSession,
+    lake: Lake,
+    work: Pass,
+    snapshots: Snapshots,
+    named: Mapping[str, DataFrame],
+    force: bool,
+    cleanup: ExitStack,
 ) -> None:
     days = [day for day in work.days if day >= work.since]
     source = work.log.source
     for table in (ITEMS, USERS):
         judged = snapshots.get(table.name)
         snapshot = catalogues.empty_snapshot(spark, table) if judged is None else catalogues.snapshot_of(judged, table)
-        rows = catalogues.history(spark, lake, table, snapshot, source, work.log.days, work.since).persist()
+        originals_of = named.get(table.name)
+        rows = catalogues.history(spark, lake, table, snapshot, source, work.log.days, work.since, originals_of).persist()
         cleanup.callback(rows.unpersist)
         catalogues.commit(spark, lake, table, rows, source, days, force)
 

@@ -15,15 +15,20 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.lines import PLACE, column_names, integer, integer_fault, read_lines, require_columns, split_csv
-from jobs.source_files import SourceFile, headers
+from jobs.lines import (
+    FIRST_MS,
+    LAST_MS,
+    LONGEST_MS,
+    MAX_ID,
+    PLACE,
+    integer,
+    integer_fault,
+    read_lines,
+    require_columns,
+    split_csv,
+)
+from jobs.source_files import SourceFile, column_names, headers
 from schemas.config import SourceConfig
-
-DAY_MS = 86_400_000
-FIRST_MS = DAY_MS  # times before 1970-01-02 are zeros or seconds taken for milliseconds
-LAST_MS = 4_133_980_799_999  # the end of the year 2100
-LONGEST_MS = 7 * DAY_MS  # of a play or an item; more is no plausible measurement
-MAX_ID = 2**63 - 1
 
 FLAG_COLUMNS = {
     "click": "is_click",
@@ -49,14 +54,13 @@ def read_log(spark: SparkSession, files: Iterable[SourceFile], source: SourceCon
     return _by_header(files, LOG_COLUMNS, lambda group, header: _log(spark, group, header, source.time_zone))
 
 
-def read_items(spark: SparkSession, files: Iterable[SourceFile]) -> DataFrame:
-    """One row a line: PLACE, raw, reason and the columns of table `items` but `date`."""
-    return _by_header(files, ITEM_COLUMNS, lambda group, header: _items(spark, group, header))
-
-
-def read_users(spark: SparkSession, files: Iterable[SourceFile]) -> DataFrame:
-    """One row a line: PLACE, raw, reason and the columns of table `users` but `date`. Raw counts are left out."""
-    return _by_header(files, ("user_id",), lambda group, header: _users(spark, group, header))
+def read_catalogues(spark: SparkSession, files: Iterable[SourceFile], source: SourceConfig) -> dict[str, DataFrame]:
+    """By table, one row a line: PLACE, raw, reason and the columns of the table but `date`. Raw counts are left out."""
+    items, users = ([file for file in files if file.role == role] for role in ("items", "users"))
+    return {
+        "items": _by_header(items, ITEM_COLUMNS, lambda group, header: _items(spark, group, header)),
+        "users": _by_header(users, ("user_id",), lambda group, header: _users(spark, group, header)),
+    }
 
 
 def _by_header(
@@ -71,8 +75,12 @@ def _by_header(
     return reduce(DataFrame.unionByName, [parse(group, header) for header, group in sorted(groups.items())])
 
 
+def _as_named(names: Iterable[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
 def _log(spark: SparkSession, files: list[SourceFile], header: str, time_zone: str) -> DataFrame:
-    rows = split_csv(read_lines(spark, files), header, LOG_COLUMNS)
+    rows = split_csv(read_lines(spark, files), header, _as_named(LOG_COLUMNS))
     faults = [
         integer_fault("user_id", 0, MAX_ID),
         integer_fault("video_id", 0, MAX_ID),
@@ -95,7 +103,6 @@ def _log(spark: SparkSession, files: list[SourceFile], header: str, time_zone: s
         F.col("tab").alias("scene"),
         F.when(duration > 0, duration).alias("duration_ms"),
         integer("play_time_ms").alias("play_ms"),
-        F.lit(None).cast("float").alias("rating"),
         *((F.trim(source) == "1").alias(name) for name, source in FLAG_COLUMNS.items()),
     )
 
@@ -106,7 +113,7 @@ def _flag_fault(name: str) -> Column:
 
 def _items(spark: SparkSession, files: list[SourceFile], header: str) -> DataFrame:
     titled = "title" in column_names(header)
-    rows = split_csv(read_lines(spark, files), header, (*ITEM_COLUMNS, *(("title",) if titled else ())))
+    rows = split_csv(read_lines(spark, files), header, _as_named((*ITEM_COLUMNS, *(("title",) if titled else ()))))
     rows = rows.withColumn("author_id", _known("author_id"))
     duration = F.col("video_duration").try_cast("double")
     uploaded = F.col("upload_dt").try_cast("date")
@@ -136,7 +143,7 @@ def _items(spark: SparkSession, files: list[SourceFile], header: str) -> DataFra
 
 def _users(spark: SparkSession, files: list[SourceFile], header: str) -> DataFrame:
     names = [n for n in column_names(header) if n in USER_ATTRIBUTES or n.endswith("_range") or n.startswith("onehot_feat")]
-    rows = split_csv(read_lines(spark, files), header, ("user_id", *names))
+    rows = split_csv(read_lines(spark, files), header, _as_named(("user_id", *names)))
     return rows.select(
         *PLACE,
         "raw",

@@ -9,7 +9,7 @@ The price of reading lines is that a quoted field must not span lines; KuaiRand'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from py4j.protocol import Py4JJavaError
@@ -17,43 +17,57 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.source_files import SourceFile
+from jobs.source_files import SourceFile, column_names
 from schemas.errors import ContractViolation
 
 PLACE = ("source_file", "block", "line")  # ascending: the order of the rows in the files
+DAY_MS = 86_400_000
+FIRST_MS = DAY_MS  # times before 1970-01-02 are zeros or seconds taken for milliseconds
+LAST_MS = 4_133_980_799_999  # the end of the year 2100
+LONGEST_MS = 7 * DAY_MS  # of a play or an item; more is no plausible measurement
+MAX_ID = 2**63 - 1
 _BROKEN = "broken"
-_CSV = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _BROKEN}
+# A quote within quotes is doubled (RFC 4180).
+_CSV = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _BROKEN, "escape": '"'}
 
 
 def read_lines(spark: SparkSession, files: Iterable[SourceFile]) -> DataFrame:
     """Lines of text files, gzip or plain: source_file, block, line (bigint, ascending within the block), raw."""
-    # Spark would take brackets and stars in a path as a pattern.
-    paths = [re.sub(r"([\[\]{}*?\\])", r"\\\1", file.path) for file in files]
-    encoded = F.replace(F.col("_metadata.file_name"), F.lit("+"), F.lit("%2B"))
-    return spark.read.text(paths).select(
-        F.url_decode(encoded).alias("source_file"),
+    files = list(files)
+    return spark.read.text(escaped_paths(files)).select(
+        source_file(files),
         F.col("_metadata.file_block_start").alias("block"),
         F.monotonically_increasing_id().alias("line"),
         F.col("value").alias("raw"),
     )
 
 
-def split_csv(lines: DataFrame, header: str, names: Iterable[str]) -> DataFrame:
-    """Adds the text of the columns `names` (null where empty) and `shape`: why the line is no row, or null."""
-    columns = column_names(header)
+def escaped_paths(files: Iterable[SourceFile]) -> list[str]:
+    """Spark would take brackets and stars in a path as a pattern."""
+    return [re.sub(r"([\[\]{}*?\\])", r"\\\1", file.path) for file in files]
+
+
+def source_file(files: Sequence[SourceFile]) -> Column:
+    """The name of the file, as `SourceFile.name`, that a row was read from."""
+    folder = files[0].path[: -len(files[0].name)].lstrip("/")
+    uri = F.url_decode(F.replace(F.col("_metadata.file_path"), F.lit("+"), F.lit("%2B")))
+    below_root = F.regexp_replace(uri, "^file:/+", "")
+    return F.substring(below_root, len(folder) + 1, 2**31 - 1).alias("source_file")
+
+
+def split_csv(lines: DataFrame, header: str, names: Mapping[str, str], separator: str = ",") -> DataFrame:
+    """Adds the text of columns (`names`: the column to add, the header's name for it; null where empty) and `shape`:
+    why the line is no row, or null."""
+    columns = column_names(header, separator)
     schema = ", ".join([*(f"c{i} STRING" for i in range(len(columns))), f"{_BROKEN} STRING"])
-    parsed = lines.withColumn("fields", F.from_csv("raw", schema, _CSV))
+    parsed = lines.withColumn("fields", F.from_csv("raw", schema, _CSV | {"sep": separator}))
     shape: Column = (
         F.when(F.trim("raw") == "", "empty line")
         .when(F.col("raw") == header, "repeated header")
         .when(F.col(f"fields.{_BROKEN}").isNotNull(), "wrong number of columns")
     )
-    texts = [F.col(f"fields.c{columns.index(name)}").alias(name) for name in names]
+    texts = [F.col(f"fields.c{columns.index(name)}").alias(alias) for alias, name in names.items()]
     return parsed.select(*PLACE, "raw", shape.alias("shape"), *texts)
-
-
-def column_names(header: str) -> list[str]:
-    return [name.strip().strip('"') for name in header.split(",")]
 
 
 def require_columns(file: str, header: str, names: Iterable[str]) -> None:

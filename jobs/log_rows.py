@@ -14,17 +14,20 @@ from typing import Any
 from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
-from jobs import kuairand, sequence_file
+from jobs import tables
 from jobs.ingest_plan import Day, FileFacts
 from jobs.lines import PLACE, reading
+from jobs.readers import LOGS
 from jobs.source_files import SourceFile
 from schemas.config import SourceConfig
 from schemas.errors import ContractViolation
 from schemas.feedback import FLAGS
+from schemas.tables import IMPRESSIONS
 
 OUTSIDE = "outside the range"
 HEADER = "repeated header"
-VALUES = ("user_id", "item_id", "ts", "date", "scene", "duration_ms", "play_ms", "rating", *FLAGS)
+BEHAVIOUR = ("behaviour_log_probs", "behaviour_codebook", "behaviour_policy")  # null unless we made the exposure
+VALUES = ("user_id", "item_id", "ts", "date", "scene", "duration_ms", "play_ms", "rating", *FLAGS, *BEHAVIOUR)
 
 # (source_file, block, shift: line + shift is the row number, days that a row of the file may have, its day otherwise)
 Block = tuple[str, int, int, list[Day], Day]
@@ -60,8 +63,7 @@ class LogRows:
 
 def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig) -> LogRows:
     """Parses, persists and counts log files. Raises ContractViolation for a missing column or a broken file."""
-    titled = source.kind == "kuairand"
-    rows = kuairand.read_log(spark, files, source) if titled else sequence_file.read_log(spark, files)
+    rows = with_absent(LOGS[source.kind](spark, files, source))
     outside = F.lit(False)
     if source.first_day is not None:
         outside = outside | (F.col("date") < F.lit(source.first_day))
@@ -73,15 +75,21 @@ def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig
     )
     with reading(files):
         groups = counts.collect()
-    return LogRows(files, frame, facts_of(groups, files, titled), shifts_of(groups, titled))
+    return LogRows(files, frame, facts_of(groups, files), shifts_of(groups, files))
 
 
-def facts_of(groups: Iterable[Row], files: Iterable[SourceFile], titled: bool) -> dict[tuple[str, str], FileFacts]:
-    """Counts by file; `titled` files have a header, the first of the lines that repeat it."""
+def with_absent(rows: DataFrame) -> DataFrame:
+    """What the reader left out, as nulls of the contract's types."""
+    types = {field.name: field.dataType for field in tables.spark_schema(IMPRESSIONS)}
+    return rows.withColumns({name: F.lit(None).cast(types[name]) for name in VALUES if name not in rows.columns})
+
+
+def facts_of(groups: Iterable[Row], files: Iterable[SourceFile]) -> dict[tuple[str, str], FileFacts]:
+    """Counts by file; the header of a titled one is the first of the lines that repeat it."""
     by_name: dict[str, list[Row]] = defaultdict(list)
     for group in groups:
         by_name[group["source_file"]].append(group)
-    return {file.stamp: _file_facts(file.name, by_name[file.name], titled) for file in files}
+    return {file.stamp: _file_facts(file.name, by_name[file.name], file.titled) for file in files}
 
 
 def _file_facts(name: str, groups: list[Row], titled: bool) -> FileFacts:
@@ -114,14 +122,14 @@ def _file_facts(name: str, groups: list[Row], titled: bool) -> FileFacts:
     return facts
 
 
-def shifts_of(groups: Iterable[Row], titled: bool) -> list[tuple[str, int, int]]:
+def shifts_of(groups: Iterable[Row], files: Iterable[SourceFile]) -> list[tuple[str, int, int]]:
     """(file, block, shift) such that line + shift is the row number: 0 of a header, 1 of the first row after it."""
     spans: dict[tuple[str, int], tuple[int, int]] = {}
     for group in groups:
         place = (group["source_file"], group["block"])
         low, high = spans.get(place, (group["low"], group["high"]))
         spans[place] = (min(low, group["low"]), max(high, group["high"]))
-    shifts, before = [], dict.fromkeys((name for name, _ in spans), 0 if titled else 1)
+    shifts, before = [], {file.name: 0 if file.titled else 1 for file in files}
     for (name, block), (low, high) in sorted(spans.items()):
         shifts.append((name, block, before[name] - low))
         before[name] += high - low + 1
@@ -148,8 +156,8 @@ def numbered(spark: SparkSession, rows: DataFrame, blocks: list[Block]) -> DataF
 def with_ids(rows: DataFrame, gap_ms: int) -> DataFrame:
     """Adds request_id and impression_id.
 
-    The request is the chain of a user's rows of one day, each at most `gap_ms` after the one before. Midnight ends it, so
-    that a day's ids depend on no other day.
+    The request is the source's own where the rows have `request_key`, else the chain of a user's rows of one day, each at
+    most `gap_ms` after the one before. Midnight ends it, so that a day's ids depend on no other day.
     """
     micros = F.unix_micros("ts")
     first = micros
@@ -158,7 +166,10 @@ def with_ids(rows: DataFrame, gap_ms: int) -> DataFrame:
         rows = rows.withColumn("since_last", micros - F.lag(micros).over(in_time))
         starts = F.when(F.col("since_last").isNull() | (F.col("since_last") > gap_ms * 1000), micros)
         first = F.last(starts, ignorenulls=True).over(in_time.rowsBetween(Window.unboundedPreceding, 0))
-    rows = rows.withColumn("request_id", F.xxhash64("user_id", first)).drop("since_last")
+    request = F.xxhash64("user_id", first)
+    if "request_key" in rows.columns:
+        request = F.when(F.col("request_key").isNull(), request).otherwise(F.xxhash64("user_id", "date", "request_key"))
+    rows = rows.withColumn("request_id", request).drop("since_last")
     return rows.withColumn("impression_id", F.xxhash64("user_id", "item_id", F.unix_micros("ts"), "request_id"))
 
 

@@ -15,13 +15,13 @@ from pyspark.sql import functions as F
 
 from jobs.lines import PLACE, read_lines
 from jobs.source_files import SourceFile
-from schemas.feedback import FLAGS
+from schemas.config import SourceConfig
 
 DAY = datetime.date(1970, 1, 1)
 LONGEST = 86_400  # positions, one a second, that stay on one date
 
 
-def read_log(spark: SparkSession, files: Iterable[SourceFile]) -> DataFrame:
+def read_log(spark: SparkSession, files: Iterable[SourceFile], source: SourceConfig) -> DataFrame:
     """One row an interaction, and one a broken line: PLACE, raw, reason (null: usable) and an impression's values."""
     tokens = F.split(F.trim("raw"), r"\s+")
     ids = F.transform("tokens", lambda token: token.try_cast("bigint"))
@@ -36,7 +36,6 @@ def read_log(spark: SparkSession, files: Iterable[SourceFile]) -> DataFrame:
     lines = read_lines(spark, files).withColumn("tokens", tokens).withColumn("ids", ids).withColumn("reason", reason)
     items = F.when(F.col("reason").isNull(), F.slice("ids", 2, F.greatest(F.size("ids"), F.lit(1))))
     events = lines.select(*PLACE, "raw", "reason", F.get("ids", F.lit(0)).alias("user_id"), F.posexplode_outer(items))
-    flags = {flag: F.lit(True) if flag == "click" else F.lit(None) for flag in FLAGS}
     return events.select(
         *PLACE,
         F.when(F.col("reason").isNotNull(), F.col("raw")).alias("raw"),
@@ -45,9 +44,5 @@ def read_log(spark: SparkSession, files: Iterable[SourceFile]) -> DataFrame:
         F.lit(DAY).alias("date"),
         "user_id",
         F.col("col").alias("item_id"),
-        F.lit(None).cast("string").alias("scene"),
-        F.lit(None).cast("bigint").alias("duration_ms"),
-        F.lit(None).cast("bigint").alias("play_ms"),
-        F.lit(None).cast("float").alias("rating"),
-        *(value.cast("boolean").alias(flag) for flag, value in flags.items()),
+        F.lit(True).alias("click"),
     )

@@ -1,4 +1,4 @@
-"""The raw files behind a log: which they are, their checksums, their headers. Starts no engine.
+"""The raw files behind a log: which they are, their checksums, their headers and columns. Starts no engine.
 
 A checksum costs one read of the file, so a file whose path, size and modification time are as the newest manifest
 remembers them is not read again; a file that changes content and keeps all three would go unnoticed. Files lie on a
@@ -7,6 +7,7 @@ path that the driver can open (a disk or a mount).
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import zlib
@@ -15,17 +16,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from schemas.config import SourceConfig
 from schemas.errors import ConfigError, ContractViolation
 
-SUFFIXES = (".csv", ".csv.gz")
-# What each pattern's files hold, by kind of source.
-PATTERNS = {"log": "log_*", "users": "user_features*", "items": "video_features_basic*"}
+CSV = (".csv", ".csv.gz")
+TEXT = (*CSV, ".tsv", ".tsv.gz", ".txt", ".txt.gz")  # with a header line
+PARQUET = (".parquet",)
+KUAIRAND = {"log": "log_*", "users": "user_features*", "items": "video_features_basic*"}
+MOVIELENS = {"log": "ratings", "items": "movies", "tags": "tags"}
+OPTIONAL = ("tags",)
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One raw file. `role` is log, users or items; `name` is unique within the source."""
+    """One raw file. `role` is log, items, users or tags; `name` is the path below the source's folder."""
 
     role: str
     name: str
@@ -33,6 +40,11 @@ class SourceFile:
     size: int
     mtime_ns: int
     sha256: str
+    titled: bool = True  # begins with a header line
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.name.endswith(PARQUET)
 
     @property
     def stamp(self) -> tuple[str, str]:
@@ -51,8 +63,43 @@ def find_files(source: SourceConfig, known: Iterable[Mapping[str, Any]] = ()) ->
     if not root.exists():
         raise ConfigError(f"source.path is {source.path}, which does not exist; correct it in the configuration.")
     remembered = {(e["path"], e["size"], e["mtime_ns"]): e["sha256"] for e in known}
-    found = _sequence_files(root) if source.kind == "sequences" else _kuairand_files(root)
-    return [_describe(role, path, remembered) for role, path in found]
+    # Below the resolved root links stay links, so that names, and what Spark says of a row's file, agree.
+    root = root.resolve()
+    if source.kind == "sequences":
+        path = _sequence_file(root)
+        return [_describe("log", path, path.parent, remembered, titled=False)]
+    if not root.is_dir():
+        raise ConfigError(f"source.path is {root}, which is no folder; source.kind {source.kind} needs one.")
+    found = []
+    for role, patterns in _patterns(source).items():
+        paths = _matching(root, patterns)
+        if not paths and role not in OPTIONAL:
+            raise ConfigError(
+                f"{root} holds no file {' or '.join(patterns)}; add it or correct source.path{_or_key(source, role)}."
+            )
+        found += [_describe(role, path, root, remembered, not path.name.endswith(PARQUET)) for path in paths]
+    return found
+
+
+def _patterns(source: SourceConfig) -> dict[str, list[str]]:
+    """By role, the patterns of the files that a source of this kind holds."""
+    if source.kind == "mapped":
+        mappings = {"log": source.log, "items": source.items, "users": source.users}
+        return {role: [mapping.files] for role, mapping in mappings.items() if mapping is not None}
+    named = KUAIRAND if source.kind == "kuairand" else MOVIELENS
+    return {role: [name + suffix for suffix in CSV] for role, name in named.items()}
+
+
+def _or_key(source: SourceConfig, role: str) -> str:
+    return f" or source.{role}.files (names end in {', '.join(TEXT + PARQUET)})" if source.kind == "mapped" else ""
+
+
+def _matching(root: Path, patterns: Iterable[str]) -> list[Path]:
+    """Files below `root` that match, and those directly in folders that match, as Spark writes them."""
+    found: set[Path] = set()
+    for path in (path for pattern in patterns for path in root.glob(pattern)):
+        found |= set(path.iterdir()) if path.is_dir() else {path}
+    return sorted(p for p in found if p.is_file() and p.name.endswith(TEXT + PARQUET) and not p.name.startswith(("_", ".")))
 
 
 def headers(files: Iterable[SourceFile]) -> dict[str, str]:
@@ -60,36 +107,45 @@ def headers(files: Iterable[SourceFile]) -> dict[str, str]:
     return {file.name: _first_line(Path(file.path)) for file in files}
 
 
+def column_names(header: str, separator: str = ",") -> list[str]:
+    return [name.strip() for name in next(csv.reader([header], delimiter=separator))]
+
+
+def column_types(file: SourceFile, separator: str = ",") -> dict[str, pa.DataType]:
+    """The columns of a file and their types; a text file's are all text. Raises ContractViolation for a broken file."""
+    if not file.is_parquet:
+        return dict.fromkeys(column_names(_first_line(Path(file.path)), separator), pa.string())
+    try:
+        schema = pq.read_schema(file.path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ContractViolation(f"{file.name}: not a complete Parquet file ({error}); copy it again.") from error
+    return {field.name: _plain(field.type) for field in schema}
+
+
+def _plain(dtype: pa.DataType) -> pa.DataType:
+    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+
+
 def manifest_entry(file: SourceFile) -> dict[str, Any]:
     return asdict(file)
 
 
-def _kuairand_files(root: Path) -> list[tuple[str, Path]]:
-    if not root.is_dir():
-        raise ConfigError(f"source.path is {root}, which is no folder; source.kind kuairand needs the folder of its files.")
-    found = []
-    for role, pattern in PATTERNS.items():
-        paths = sorted(p for p in root.glob(pattern) if p.is_file() and p.name.endswith(SUFFIXES))
-        if not paths:
-            raise ConfigError(f"{root} holds no file {pattern}.csv or {pattern}.csv.gz; add it or correct source.path.")
-        found += [(role, path) for path in paths]
-    return found
-
-
-def _sequence_files(root: Path) -> list[tuple[str, Path]]:
+def _sequence_file(root: Path) -> Path:
     paths = [root] if root.is_file() else sorted(root.glob("*.txt"))
     if len(paths) != 1:
         raise ConfigError(
             f"{root} holds {len(paths)} .txt files, and source.kind sequences needs one; name it in source.path."
         )
-    return [("log", paths[0])]
+    return paths[0]
 
 
-def _describe(role: str, path: Path, remembered: Mapping[tuple[str, int, int], str]) -> SourceFile:
+def _describe(
+    role: str, path: Path, root: Path, remembered: Mapping[tuple[str, int, int], str], titled: bool
+) -> SourceFile:
     stat = path.stat()
-    location = str(path.resolve())
-    sha256 = remembered.get((location, stat.st_size, stat.st_mtime_ns)) or _sha256(path)
-    return SourceFile(role, path.name, location, stat.st_size, stat.st_mtime_ns, sha256)
+    sha256 = remembered.get((str(path), stat.st_size, stat.st_mtime_ns)) or _sha256(path)
+    name = path.relative_to(root).as_posix()
+    return SourceFile(role, name, str(path), stat.st_size, stat.st_mtime_ns, sha256, titled)
 
 
 def _sha256(path: Path) -> str:

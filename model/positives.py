@@ -74,6 +74,14 @@ def take_rows(requests: Requests, rows: Tensor) -> Requests:
     return Requests(**taken)
 
 
+def keep_targets(requests: Requests, keep_T: Tensor) -> Requests:
+    """The targets where `keep_T` (bool [T]) holds, and the requests that still have one; order stays."""
+    columns = ("target_items", "target_feedback", "target_impressions")
+    offsets = select_rows(requests.target_items, requests.target_offsets, keep_T)[1]
+    kept = {name: getattr(requests, name)[keep_T] for name in columns}
+    return take_rows(Requests(**vars(requests) | kept | {"target_offsets": offsets}), torch.unique(row_of(offsets)))
+
+
 class ScoreRanker(ABC):
     """Ranks the whole catalogue by a score of every item, in chunks of requests."""
 

@@ -34,7 +34,7 @@ from pipelines.catalogue import Catalogue
 from pipelines.checkpoints import load_model
 from schemas.errors import ContractViolation
 
-FORMAT = 1
+FORMAT = 2
 CODED = ("weights.safetensors", "codebook.safetensors", "items.safetensors", "trie.safetensors")
 PARTS = (*CODED, "model.json", "config.yaml", "lineage.json")
 EPOCH = np.datetime64("1970-01-01", "D")

@@ -31,24 +31,26 @@ class Catalogue:
         return np.where(self.item_ids[place] == item_ids, place, -1).astype(np.int64)
 
 
-def load_catalogue(lake: Lake, version: int, until: datetime.date | None = None) -> Catalogue:
-    """The semantic ids at a pinned table version. Raises ContractViolation where they mix codebooks."""
-    table = read_arrow(lake, "semantic_ids", version)
+def load_catalogue(lake: Lake, version: int, fit_day: datetime.date, until: datetime.date) -> Catalogue:
+    """The codes of the codebook of `fit_day` at a pinned table version, of the items known by the end of `until`.
+
+    Partitions before the fit day belong to older codebooks. Raises ContractViolation where the others mix codebooks.
+    """
+    days = [day for day in lake.identities("semantic_ids") if fit_day <= day <= until]
+    table = read_arrow(lake, "semantic_ids", version, days=days)
     versions = set(table.column("codebook_version").to_pylist())
     if len(versions) != 1:
         raise ContractViolation(
-            f"Table semantic_ids version {version} holds codes of {len(versions)} codebooks ({sorted(versions)}); "
-            "run stage tokenize with --force, so that all items have codes of one."
+            f"Table semantic_ids version {version} holds codes of {len(versions)} codebooks ({sorted(versions)}) from "
+            f"{fit_day} to {until}; run stage tokenize with --force, so that all items have codes of one."
         )
     table = table.sort_by("item_id")
-    known_on = table.column("date").to_numpy().astype("datetime64[D]")
-    keep = np.ones(len(known_on), bool) if until is None else known_on <= np.datetime64(until)
     codes = table.column("codes").combine_chunks()
     levels = len(codes[0])
     return Catalogue(
-        item_ids=table.column("item_id").to_numpy()[keep],
-        codes=codes.flatten().to_numpy().reshape(-1, levels)[keep],
-        ranks=table.column("rank").to_numpy()[keep],
-        known_on=known_on[keep],
+        item_ids=np.array(table.column("item_id")),  # copies, which PyTorch may hold: Arrow's memory is read-only
+        codes=np.array(codes.flatten()).reshape(-1, levels),
+        ranks=np.array(table.column("rank")),
+        known_on=table.column("date").to_numpy().astype("datetime64[D]"),
         codebook_version=versions.pop(),
     )

@@ -31,12 +31,19 @@ def parser() -> argparse.ArgumentParser:
     root = Parser(prog="lazyrec", description="From raw impression logs to a registered generative recommender.")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     summaries = {spec.name: spec.summary for spec in STAGES} | {"ingest": "raw logs to tables; bad rows aside"}
-    _command(commands, "run", "every stage in order; what is done is skipped", force=True)
+    _command(commands, "run", "every stage in order, or the night of --date; skips what is done", force=True, date=True)
     for name in STAGE_NAMES:
         _command(commands, name, summaries[name], force=True, date=True)
     simulate = _command(commands, "simulate", "logs, users and videos in KuaiRand's format")
     simulate.add_argument("--out", required=True, help="folder to write")
     _command(commands, "report", "write the HTML report of the lake again")
+    _command(commands, "plan", "what a run, or the night of --date, would do, and why", date=True)
+    _command(commands, "status", "tables, artifacts, model versions, runs and the lock")
+    promote = _command(commands, "promote", "make a version whose gates passed the champion", force=True)
+    promote.add_argument("--version", required=True, type=int, metavar="N", help="of the registered model")
+    _command(commands, "rollback", "give the alias champion back to the version that held it before")
+    tables = commands.add_parser("tables", help="the contracts of the tables", description="the contracts of the tables")
+    tables.add_argument("name", nargs="?", metavar="NAME", help="one table; default: all")
     return root
 
 
@@ -50,7 +57,7 @@ def _command(commands: Any, name: str, summary: str, force: bool = False, date: 
     if force:
         command.add_argument("--force", action="store_true", help="do it again even if nothing has changed")
     if date:
-        command.add_argument("--date", help="only the partition of this day, YYYY-MM-DD")
+        command.add_argument("--date", help="this day alone, YYYY-MM-DD")
     return command
 
 
@@ -69,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
         options = parser().parse_args(arguments)
-        config = load_config(options.config, overrides(options.set))
-        answer = execute(options, config)
+        answer = execute(options)
     except KeyboardInterrupt:
         sys.stderr.write("lazyrec: stopped; the lake holds the last committed versions, and the same command goes on.\n")
         return EXIT_FAILED
@@ -95,7 +101,19 @@ def sentence_of(error: BaseException | None) -> LazyRecError | None:
     return None
 
 
-def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
+def execute(options: argparse.Namespace) -> dict[str, Any]:
+    from pipelines import operator_commands
+
+    if options.command == "tables":
+        return operator_commands.tables(options.name)
+    config = load_config(options.config, overrides(options.set))
+    if options.command in operator_commands.NAMES:
+        return operator_commands.execute(options, config)
+    return run_command(options, config)
+
+
+def run_command(options: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """What starts engines: a stage, the whole run, a simulation, a report."""
     from pipelines import run
     from pipelines.outcome import print_summary, stage_answer, summary_answer
     from pipelines.progress import Progress
@@ -105,12 +123,12 @@ def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
         return stage_answer(run.simulate_only(config, options.out, progress))
     if options.command == "report":
         return {"stage": "report", "status": "done", "report": str(run.report_only(config))}
+    date = parse_date(options.date) if options.date else None
     if options.command == "run":
-        summary = run.run_all(config, options.force, progress)
+        summary = run.run_all(config, options.force, progress, date)
         if not options.quiet:
             print_summary(summary)
         return summary_answer(summary)
-    date = parse_date(options.date) if options.date else None
     return stage_answer(run.run_one(options.command, config, options.force, date, progress))
 
 

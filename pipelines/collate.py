@@ -20,6 +20,9 @@ from model.requests import Requests
 from pipelines.catalogue import Catalogue
 from pipelines.split import Role, Roles
 
+EVENTS = ("item_ids", "author_ids", "ts_us", "play_ms", "duration_ms", "feedback")
+EVERY_TARGET = -1  # a loss mask that all bits and none pass
+
 COLUMNS = (
     *("user_id", "attributes", "context_item_ids", "context_author_ids", "context_ts_us", "context_play_ms"),
     *("context_duration_ms", "context_feedback", "request_ts_us", "history_end", "target_start"),
@@ -46,8 +49,9 @@ def requests_of(
 ) -> Requests:
     """The requests of the rows in their order; with `roles` and `role`, those that have the role.
 
-    With `loss_mask` only targets with one of its bits whose item the catalogue knows are kept, and only requests that
-    have such a target; without it all targets are, unknown items as -1. `limit` leaves out history no pathway reads.
+    With `loss_mask` only targets with one of its bits (EVERY_TARGET: with any feedback or none) whose item the catalogue
+    knows are kept, and only requests that have such a target; without it all targets are, unknown items as -1. `limit`
+    leaves out history no pathway reads.
     """
     users = table.column("user_id").to_numpy(zero_copy_only=False) if len(table) else np.empty(0, np.int64)
     ts_us, request_offsets = _jagged(table, "request_ts_us")
@@ -58,7 +62,9 @@ def requests_of(
     place = np.arange(len(row)) + row  # a row has one more start than requests
     first, last = target_offsets[row] + starts[place], target_offsets[row] + starts[place + 1]
     dense = catalogue.dense(items)
-    bears = np.ones(len(items), bool) if loss_mask is None else ((feedback & loss_mask) != 0) & (dense >= 0)
+    bears = np.ones(len(items), bool)
+    if loss_mask is not None:
+        bears = (dense >= 0) & ((loss_mask == EVERY_TARGET) | ((feedback & loss_mask) != 0))
     chosen = np.ones(len(row), bool) if roles is None or role is None else roles.select(users[row], ts_us, role)
     if loss_mask is not None:
         before = np.concatenate([[0], np.cumsum(bears)])
@@ -83,6 +89,36 @@ def requests_of(
         target_feedback=_tensor(feedback[targets]),
         target_impressions=_tensor(impressions[targets]),
     )
+
+
+def requests_as_of(features: pa.Table, catalogue: Catalogue, engaged_mask: int, ts_us: int) -> Requests:
+    """Rows of `user_features` as requests at the time `ts_us` without targets: the context that `organise` would give.
+
+    That is the union in time order of the newest events and the engaged ones (bits of `engaged_mask`) before them.
+    """
+    rows = len(features)
+    recent, recent_offsets = _jagged(features, "short_feedback")
+    engaged = np.concatenate([[0], np.cumsum((recent & engaged_mask) != 0)])
+    in_recent = engaged[recent_offsets[1:]] - engaged[recent_offsets[:-1]]
+    engaged_offsets = _jagged(features, "positive_feedback")[1]
+    # Both lines one after the other; of each row first the older engaged events, then the recent ones.
+    first = np.stack([engaged_offsets[:-1], recent_offsets[:-1] + engaged_offsets[-1]], axis=1).ravel()
+    last = np.stack([engaged_offsets[1:] - in_recent, recent_offsets[1:] + engaged_offsets[-1]], axis=1).ravel()
+    index, offsets = _ranges(first, last)
+    columns = {"user_id": features.column("user_id"), "attributes": features.column("attributes")}
+    for name in EVENTS:
+        values = np.concatenate([_jagged(features, f"{line}_{name}")[0] for line in ("positive", "short")])[index]
+        columns[f"context_{name}"] = _lists(offsets[::2], values)
+    ones, nothing = np.arange(rows + 1), np.zeros(rows + 1, np.int64)
+    columns |= {"request_ts_us": _lists(ones, np.full(rows, ts_us)), "history_end": _lists(ones, np.diff(offsets[::2]))}
+    columns["target_start"] = _lists(2 * ones, np.zeros(2 * rows, np.int64))
+    targets = ("target_impression_ids", "target_item_ids", "target_feedback")
+    columns |= {name: _lists(nothing, np.empty(0, np.int64)) for name in targets}
+    return requests_of(pa.table(columns), catalogue)
+
+
+def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int64()))
 
 
 class ExampleCollate(ArrowBatchCollateFn):
@@ -126,8 +162,7 @@ def concat_requests(parts: list[Requests]) -> Requests:
 def _history(
     table: pa.Table | pa.RecordBatch, row: np.ndarray, ends: np.ndarray, limit: HistoryLimit | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    names = ("item_ids", "author_ids", "ts_us", "play_ms", "duration_ms", "feedback")
-    columns = {name: _jagged(table, f"context_{name}") for name in names}
+    columns = {name: _jagged(table, f"context_{name}") for name in EVENTS}
     start = columns["item_ids"][1][row]
     index, offsets = _ranges(start, start + ends)
     if limit is not None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipelines.item_vectors import DayItems, Fitted, fit_parts, item_vectors
 from pipelines.pair_vectors import ppmi_svd_task
-from pipelines.ray_tables import read_arrow, replace_days
+from pipelines.ray_tables import newest_rows, read_arrow, replace_days
 from pipelines.stage import StageContext, StageResult
 from pipelines.text_encoder import Components, encode_days, encoder_source, principal_components, text_of
 from schemas.errors import ContractViolation, MissingUpstream
@@ -81,9 +81,7 @@ def items_by_day(context: StageContext, days: Iterable[datetime.date]) -> ItemsB
         if day != fit_day:
             found[day] = rows.filter(pa.array(first & (dates == np.datetime64(day))))
             continue
-        known = np.flatnonzero(dates <= np.datetime64(fit_day))
-        newest = np.append(ids[known][1:] != ids[known][:-1], True)[: len(known)]
-        found[day] = rows.take(pa.array(known[newest]))
+        found[day] = newest_rows(rows, "item_id", fit_day)
     if fit_day in found and len(found[fit_day]) == 0:
         raise ContractViolation(f"Table items knows no item by {fit_day}, the fit day; check source.path and the split.")
     return found

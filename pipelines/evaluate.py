@@ -23,6 +23,7 @@ from model.requests import Requests
 from pipelines import report_plots
 from pipelines.baselines import FITS, Fitted, Fitting, System
 from pipelines.bundle import build_trie
+from pipelines.candidates import model_folder
 from pipelines.catalogue import Catalogue, load_catalogue
 from pipelines.checkpoints import load_model
 from pipelines.evaluation_data import EvaluationData
@@ -33,7 +34,6 @@ from pipelines.sampling import Sample
 from pipelines.stage import StageContext, StageResult
 from schemas.errors import ContractViolation
 from schemas.feedback import mask_of
-from schemas.lineage import artifact_identity
 
 VALIDATION_REQUESTS = 2_000  # on which baselines are tuned
 
@@ -80,7 +80,7 @@ def evaluation_data(context: StageContext) -> EvaluationData:
     return EvaluationData(
         lake=context.lake,
         version=version,
-        catalogue=load_catalogue(context.lake, context.pins["semantic_ids"], until=calendar.test[-1]),
+        catalogue=load_catalogue(context.lake, context.pins["semantic_ids"], calendar.fit_day, calendar.test[-1]),
         roles=load_roles(context.lake, version, config, calendar),
         calendar=calendar,
         positive_mask=mask_of(config.targets.positive),
@@ -118,8 +118,8 @@ def fit_baselines(fitting: Fitting) -> dict[str, Fitted]:
 
 def load_ranker(context: StageContext, catalogue: Catalogue) -> Ranker:
     """The trained decoder over the catalogue of the evaluation. Raises ContractViolation for another codebook's model."""
-    identity = artifact_identity("train", context.config, context.lake, context.calendar)
-    decoder, description = load_model(context.lake.artifact("train", identity))
+    identity = context.plan.artifact("align")
+    decoder, description = load_model(model_folder(context.lake, identity))
     trained_on = description.get("codebook_version", catalogue.codebook_version)
     if trained_on != catalogue.codebook_version:
         raise ContractViolation(

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model.positives import Positives, take_rows
-from model.requests import Requests, row_of, select_rows
+from model.positives import Positives, keep_targets, take_rows
+from model.requests import Requests
 from pipelines.catalogue import Catalogue
 from pipelines.collate import COLUMNS, requests_of
 from pipelines.example_roles import list_column, requests_of_targets
@@ -99,15 +99,4 @@ def positive_targets(tables: Iterable[pa.Table], roles: Roles, role: Role, posit
 
 def positive_queries(requests: Requests, positive_mask: int) -> Requests:
     """The requests with a positive target, and of their targets the positive ones."""
-    keep = (requests.target_feedback & positive_mask) != 0
-    items, offsets = select_rows(requests.target_items, requests.target_offsets, keep)
-    found = Requests(
-        **vars(requests)
-        | {
-            "target_offsets": offsets,
-            "target_items": items,
-            "target_feedback": requests.target_feedback[keep],
-            "target_impressions": requests.target_impressions[keep],
-        }
-    )
-    return take_rows(found, torch.unique(row_of(offsets)))
+    return keep_targets(requests, (requests.target_feedback & positive_mask) != 0)

@@ -58,6 +58,7 @@ class Batch:
     """Requests to train on, the position after them, and what part of the whole run lies before them."""
 
     requests: Requests
+    segment: Segment
     after: Position
     progress: float
     ends_epoch: bool
@@ -166,7 +167,8 @@ class ExampleStream:
             last = i + 1 == len(pieces)
             after = self._next_segment(epoch, place) if last else Position(self.version, epoch, place, i + 1)
             progress = (done + share * i / len(pieces)) / total
-            yield Batch(take_rows(requests, torch.from_numpy(pieces[i])), after, progress, after.epoch > epoch)
+            chosen = take_rows(requests, torch.from_numpy(pieces[i]))
+            yield Batch(chosen, self.segments[number], after, progress, after.epoch > epoch)
 
     def _next_segment(self, epoch: int, place: int) -> Position:
         at_end = place + 1 == len(self.segments)

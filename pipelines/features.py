@@ -5,8 +5,6 @@ Each hands its job the plan's stale days and the pinned versions; the job makes 
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Collection
 from types import ModuleType
 
 from jobs import item_pairs as item_pairs_job
@@ -15,8 +13,6 @@ from jobs import rewards as rewards_job
 from jobs import sequences as sequences_job
 from pipelines.stage import StageContext, StageResult
 from schemas.errors import MissingUpstream
-from schemas.lake import Lake
-from schemas.tables import PARTITION
 
 
 def sequences(context: StageContext) -> StageResult:
@@ -41,18 +37,13 @@ def run_job(job: ModuleType, context: StageContext) -> StageResult:
     """Runs `job` on every table of the stage that has stale days."""
     todo = {table: context.todo(table) for table in context.plan.spec.outputs if context.plan.todo[table]}
     tables = job.run(context.engines.spark, context.lake, context.config, context.calendar, todo, context.pins)
-    rows = {table: rows_of_days(context.lake, table, version, todo[table]) for table, version in tables.items()}
+    rows = {}
+    for table, version in tables.items():
+        by_day = context.lake.rows_by_day(table, version)
+        rows[table] = sum(by_day.get(day, 0) for day in todo[table])
     for table, count in rows.items():
         context.say(f"{table}: {count:,} rows in {len(todo[table])} day(s)")
     return StageResult(tables=tables, rows=rows)
-
-
-def rows_of_days(lake: Lake, table: str, version: int, days: Collection[datetime.date]) -> int:
-    """Rows in the partitions of `days` by the log's own statistics."""
-    actions = lake.open(table, version).get_add_actions(flatten=True)
-    dates = actions.column(f"partition.{PARTITION}").to_pylist()
-    counts = actions.column("num_records").to_pylist()
-    return sum(count or 0 for day, count in zip(dates, counts, strict=True) if day in days)
 
 
 def refuse_stale_base(context: StageContext) -> None:

@@ -21,11 +21,9 @@ from pipelines.bundle import Bundle
 from pipelines.catalogue import Catalogue
 from pipelines.evaluate import ModelSystem, evaluation_data, load_ranker
 from pipelines.measurement import MODEL, Measurement, measure
+from pipelines.registry import CHAMPION
 from pipelines.sampling import Sample
 from pipelines.stage import StageContext
-from schemas.lineage import artifact_identity
-
-CHAMPION = "champion"
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,10 @@ def not_worse_than_champion(context: StageContext, champion: dict[str, Any]) -> 
     """Holds where the candidate's metric is at most `register.max_regression` below the champion's, relatively."""
     name = f"version {champion['version']}, the champion"
     bundle: Bundle = mlflow.pyfunc.load_model(champion["uri"]).unwrap_python_model().bundle
-    if bundle.lineage["train"] == artifact_identity("train", context.config, context.lake, context.calendar):
+    if bundle.lineage["model"] == context.plan.artifact("align"):
         return Gate(True, f"the model is the same as {name}")
     first_test = context.calendar.test[0]
-    trained_until = datetime.date.fromisoformat(bundle.lineage["fit_day"])
+    trained_until = datetime.date.fromisoformat(bundle.lineage["trained_until"])
     if context.config.split.by == "days" and trained_until >= first_test:
         return Gate(False, f"{name}, trained on days up to {trained_until} and cannot be compared on {first_test}")
     metric = context.config.register.gate_metric

@@ -11,7 +11,7 @@ import torch
 from model.item_table import MAX_TAGS, ItemTable, build_item_table
 from pipelines.catalogue import Catalogue
 from pipelines.collate import text_hashes
-from pipelines.ray_tables import read_arrow
+from pipelines.ray_tables import newest_rows, read_arrow
 from schemas.lake import Lake
 
 
@@ -27,7 +27,8 @@ def item_table(
 
     An item without a row has neither author nor tags; of more than MAX_TAGS tags the first count.
     """
-    rows = newest_rows(read_arrow(lake, "items", items_version, ["item_id", "date", "author_id", "tags"]), until)
+    rows = read_arrow(lake, "items", items_version, ["item_id", "date", "author_id", "tags"])
+    rows = newest_rows(rows, "item_id", until).combine_chunks()
     place = catalogue.dense(rows.column("item_id").to_numpy())
     known = place >= 0
     authors = np.full(len(catalogue), -1, dtype=np.int64)
@@ -42,15 +43,6 @@ def item_table(
         torch.from_numpy(no_tag),
         (num_codes, hash_buckets),
     )
-
-
-def newest_rows(rows: pa.Table, until: datetime.date | None) -> pa.Table:
-    """The newest row of each item, at or before `until`."""
-    rows = rows.combine_chunks().sort_by([("item_id", "ascending"), ("date", "ascending")])
-    if until is not None:
-        rows = rows.filter(pa.array(rows.column("date").to_numpy() <= np.datetime64(until)))
-    item = rows.column("item_id").to_numpy()
-    return rows.filter(pa.array(np.append(item[1:] != item[:-1], [True] * min(len(item), 1))))
 
 
 def _tags(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
-from pipelines.run import Summary
 from pipelines.runner import Outcome
+from pipelines.summary import Summary
 
 WIDTH = 160  # of what goes into a file or a pipe
 SYSTEMS = ("model", "popularity", "itemknn", "sasrec")
@@ -23,7 +23,7 @@ def stage_answer(outcome: Outcome) -> dict[str, Any]:
         "seconds": {outcome.name: round(outcome.seconds, 2)},
         "rows": outcome.result.rows,
         "tables": outcome.result.tables,
-    }
+    } | ({"reason": outcome.result.skipped} if outcome.result.skipped else {})
 
 
 def summary_answer(summary: Summary) -> dict[str, Any]:

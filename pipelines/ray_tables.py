@@ -5,16 +5,19 @@ from __future__ import annotations
 import datetime
 import functools
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray.data
 from deltalake import CommitProperties, write_deltalake
+from deltalake.exceptions import DeltaError
 
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake, assert_ray_readable, commit_metadata
-from schemas.tables import PARTITION, TABLES
+from schemas.tables import PARTITION, TABLES, Table
 
 
 def days_filter(days: Collection[datetime.date]) -> pads.Expression:
@@ -49,33 +52,68 @@ def read_arrow(
     return dataset.to_table(columns=list(columns) if columns else None, filter=None if days is None else days_filter(days))
 
 
-def replace_days(lake: Lake, name: str, rows: pa.Table, identities: Mapping[datetime.date, str]) -> int:
+def newest_rows(table: pa.Table, key: str, until: datetime.date | None = None) -> pa.Table:
+    """The row of each `key` with the newest date, at or before `until` where it is given; ascending by key."""
+    if until is not None:
+        table = table.filter(pc.less_equal(table.column(PARTITION), pa.scalar(until)))
+    table = table.sort_by([(key, "ascending"), (PARTITION, "ascending")])
+    keys = table.column(key).to_numpy()
+    return table.take(pa.array(np.flatnonzero(np.append(keys[1:] != keys[:-1], True)[: len(keys)])))
+
+
+def replace_days(
+    lake: Lake, name: str, rows: pa.Table | pa.RecordBatchReader, identities: Mapping[datetime.date, str]
+) -> int:
     """Replaces the partitions of `identities` in one commit, creating the table from its contract; the new version.
 
-    For tables that grow with the catalogue. Raises ContractViolation for rows of another day.
+    A table must fit into this process; a reader streams through it. Raises ContractViolation for rows of another day.
     """
     table = TABLES[name]
-    foreign = set(rows.column(PARTITION).to_pylist()) - set(identities)
-    if foreign:
-        raise ContractViolation(f"Rows of {sorted(foreign)[0]} are not among the days to replace in table {name}.")
     days = ", ".join(f"'{day.isoformat()}'" for day in sorted(identities))
     exists = lake.exists(name)
-    write_deltalake(
-        lake.path(name),
-        rows.select(table.columns).cast(table.schema),
-        mode="overwrite",
-        predicate=f"{PARTITION} IN ({days})" if exists else None,
-        partition_by=None if exists else [PARTITION],
-        configuration=None if exists else {"delta.logRetentionDuration": "interval 3650 days"},
-        description=None if exists else table.meaning,
-        commit_properties=CommitProperties(custom_metadata={"userMetadata": commit_metadata(table.written_by, identities)}),
-    )
+    batches = _Conformed(rows.to_reader() if isinstance(rows, pa.Table) else rows, table, identities)
+    try:
+        write_deltalake(
+            lake.path(name),
+            pa.RecordBatchReader.from_batches(table.schema, batches),
+            mode="overwrite",
+            predicate=f"{PARTITION} IN ({days})" if exists else None,
+            partition_by=None if exists else [PARTITION],
+            configuration=None if exists else {"delta.logRetentionDuration": "interval 3650 days"},
+            description=None if exists else table.meaning,
+            commit_properties=CommitProperties(
+                custom_metadata={"userMetadata": commit_metadata(table.written_by, identities)}
+            ),
+        )
+    except DeltaError as error:
+        raise batches.error or error from error
     if not exists and table.checks:
         lake.open(name).alter.add_constraint(dict(table.checks))
     assert_ray_readable(lake, name)
     version = lake.version(name)
     assert version is not None  # just written
     return version
+
+
+class _Conformed:
+    """Batches in the contract's columns and types. Keeps the error that ends them, which the writer turns into text."""
+
+    def __init__(self, reader: pa.RecordBatchReader, table: Table, days: Collection[datetime.date]) -> None:
+        self.reader, self.table, self.days = reader, table, set(days)
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self.reader:
+                foreign = set(pc.unique(batch.column(PARTITION)).to_pylist()) - self.days
+                if foreign:
+                    raise ContractViolation(
+                        f"Rows of {min(foreign)} are not among the days to replace in table {self.table.name}."
+                    )
+                yield batch.select(self.table.columns).cast(self.table.schema)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _guard(lake: Lake, name: str) -> None:

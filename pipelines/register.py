@@ -5,6 +5,7 @@ A failed gate is no failure: the version is registered, the alias stays, and the
 
 from __future__ import annotations
 
+import json
 import logging
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +16,15 @@ from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 
 from pipelines.bundle import load_bundle, write_bundle
+from pipelines.candidates import model_folder
 from pipelines.catalogue import load_catalogue
-from pipelines.gates import CHAMPION, Gate, better_than_popularity, not_worse_than_champion
+from pipelines.gates import Gate, better_than_popularity, not_worse_than_champion
 from pipelines.item_fields import item_table
+from pipelines.measurement import MODEL
+from pipelines.promotion import describe_version, move_champion
+from pipelines.registry import CHAMPION, champion_of
 from pipelines.serving import INPUTS, OUTPUTS, PARAMS
 from pipelines.stage import StageContext, StageResult
-from schemas.lineage import artifact_identity
 from schemas.loader import to_mapping
 
 # What `predict` needs at run time; the pins are those of this environment.
@@ -39,30 +43,45 @@ def run(context: StageContext) -> StageResult:
     gates = judge(context, champion)
     number = log_model(context, bundle_folder, name)
     passed = all(gate.passed for gate in gates)
+    verdicts = [{"passed": gate.passed, "text": gate.text} for gate in gates]
+    describe_version(client, name, number, verdicts, facts_of(context))
     if passed:
-        client.set_registered_model_alias(name, CHAMPION, number)
+        move_champion(client, name, number)
     reason = "; ".join(gate.text for gate in gates if not gate.passed) or None
     model = {"name": name, "version": number, "alias": CHAMPION if passed else None, "promoted": passed, "reason": reason}
     context.say(f"models:/{name}/{number} {'is the champion' if passed else 'was not promoted: ' + str(reason)}")
     return StageResult(
         metrics={"promoted": float(passed)},
-        manifest={"model": model, "gates": [{"passed": gate.passed, "text": gate.text} for gate in gates]},
+        manifest={"model": model, "gates": verdicts},
     )
+
+
+def facts_of(context: StageContext) -> dict[str, str]:
+    """What `lazyrec status` shows of a version: the days it has seen, and how it measured."""
+    trained = context.lake.manifest("align", context.plan.artifact("align")) or {}
+    evaluated = context.lake.manifest("evaluate", context.plan.artifact("evaluate")) or {}
+    cells = evaluated.get("metrics", {}).get(MODEL, {})
+    shown = {name: cell["value"] for name, cell in cells.items() if name.endswith("@10")}
+    return {
+        "fit_day": context.calendar.fit_day.isoformat(),
+        "trained_until": str(trained.get("trained_until", "")),
+        "metrics": json.dumps(shown),
+    }
 
 
 def build_bundle(context: StageContext) -> Path:
     """Collects the parts behind the trained model into this stage's folder."""
     lake, config, calendar = context.lake, context.config, context.calendar
-    train = artifact_identity("train", config, lake, calendar)
-    manifest = lake.manifest("train", train) or {}
-    catalogue = load_catalogue(lake, context.pins["semantic_ids"], until=calendar.days[-1])
+    model = context.plan.artifact("align")
+    manifest = lake.manifest("align", model) or {}
+    catalogue = load_catalogue(lake, context.pins["semantic_ids"], calendar.fit_day, calendar.days[-1])
     lineage = {
         "identity": context.identity,
-        "train": train,
-        "fit_day": calendar.fit_day.isoformat(),
-        "inputs": manifest.get("inputs", {}),
+        "model": model,
+        "trained_until": manifest["trained_until"],
+        "inputs": manifest["inputs"],
         "tables": {table: lake.version(table) for table in lake.tables()},
-        "mlflow_run": manifest.get("mlflow_run"),
+        "mlflow_run": manifest["mlflow_run"],
     }
     fields = item_table(
         lake, context.pins["items"], catalogue, config.model.hash_buckets, config.tokenize.codes, calendar.days[-1]
@@ -70,7 +89,7 @@ def build_bundle(context: StageContext) -> Path:
     folder = context.folder / "bundle"
     write_bundle(
         folder,
-        model_folder=lake.artifact("train", train),
+        model_folder=model_folder(lake, model),
         codebook_file=lake.artifact("tokenize", catalogue.codebook_version) / "codebook.safetensors",
         catalogue=catalogue,
         items=fields,
@@ -82,23 +101,11 @@ def build_bundle(context: StageContext) -> Path:
 
 def judge(context: StageContext, champion: dict[str, Any] | None) -> list[Gate]:
     """Every gate of promotion, each with the sentence that the report shows."""
-    lake, config, calendar = context.lake, context.config, context.calendar
-    evaluated = lake.manifest("evaluate", artifact_identity("evaluate", config, lake, calendar)) or {}
-    gates = [better_than_popularity(evaluated, config.register.gate_metric)]
+    evaluated = context.lake.manifest("evaluate", context.plan.artifact("evaluate")) or {}
+    gates = [better_than_popularity(evaluated, context.config.register.gate_metric)]
     if champion is not None:
         gates.append(not_worse_than_champion(context, champion))
     return gates
-
-
-def champion_of(client: MlflowClient, name: str) -> dict[str, Any] | None:
-    """The version that holds the alias, or None where there is no such model or alias."""
-    try:
-        found = client.get_model_version_by_alias(name, CHAMPION)
-    except mlflow.exceptions.MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-    return {"name": name, "version": found.version, "uri": f"models:/{name}@{CHAMPION}"}
 
 
 def log_model(context: StageContext, bundle_folder: Path, name: str) -> str:

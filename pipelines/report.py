@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pipelines import report_plots as plots
 from pipelines.outcome import SYSTEMS, interval_text
 from pipelines.ray_tables import read_arrow
-from pipelines.run import Summary
+from pipelines.summary import Summary
 from schemas.lake import Lake
 from schemas.loader import to_mapping
 

@@ -10,7 +10,9 @@ from typing import Literal
 
 from pipelines.engines import Engines
 from pipelines.progress import Progress
-from pipelines.stage import StageContext, StageFunction, StageResult
+from pipelines.registry import CHAMPION, champion_of
+from pipelines.stage import StageContext, StageResult
+from pipelines.steps import Step
 from pipelines.tracking import Tracker
 from schemas.calendar import Calendar
 from schemas.config import Config
@@ -18,6 +20,7 @@ from schemas.errors import ConfigError, MissingUpstream
 from schemas.lake import Lake
 from schemas.lineage import StagePlan, StageSpec, plan
 from schemas.loader import to_mapping
+from schemas.tables import TABLES
 
 Status = Literal["done", "skipped"]
 
@@ -30,6 +33,7 @@ class Outcome:
     status: Status
     seconds: float
     result: StageResult = field(default_factory=StageResult)
+    identity: str = ""  # of what is there now
 
 
 @dataclass
@@ -53,41 +57,49 @@ class Runner:
         if self._tracker is not None:
             self._tracker.finish(metrics or {}, report, failed)
 
-    def run_stage(
-        self,
-        spec: StageSpec,
-        function: StageFunction,
-        calendar: Calendar,
-        force: bool = False,
-        date: datetime.date | None = None,
-    ) -> Outcome:
+    def run_stage(self, step: Step, force: bool = False, date: datetime.date | None = None) -> Outcome:
         """Runs what is stale of one stage, or skips it. Raises MissingUpstream where an input is not there."""
         started = time.monotonic()
-        stage_plan = plan(spec, self.config, self.lake, calendar, force)
+        spec, calendar = step.spec, step.calendar
+        pinned = {**step.pinned, **self._champion(spec)}
+        stage_plan = plan(spec, self.config, self.lake, calendar, force, pinned, step.only)
         if date is not None:
             restrict(stage_plan, date, calendar)
         if stage_plan.missing:
             raise MissingUpstream(f"Stage {spec.name} cannot run: {stage_plan.missing[0]}; run the stages before it first.")
+        identity = stage_plan.identity
         if stage_plan.done:
             self._mirror(stage_plan)
             self.progress.say(f"[bold]{spec.name}[/bold]  [green]skipped[/green], nothing has changed")
-            return Outcome(spec.name, "skipped", time.monotonic() - started)
+            return Outcome(spec.name, "skipped", time.monotonic() - started, identity=identity)
         with self.progress.stage(spec.name, spec.summary):
-            result = self._execute(spec, function, calendar, stage_plan)
+            result = self._execute(step, stage_plan)
         seconds = time.monotonic() - started
+        if result.skipped:
+            self.progress.say(f"{spec.name}  [yellow]skipped[/yellow]: {result.skipped}")
+            return Outcome(spec.name, "skipped", seconds, result, identity)
         counts = ", ".join(f"{name} {n:,} rows" for name, n in result.rows.items())
         self.progress.say(f"{spec.name}  [green]done[/green] in {seconds:.1f} s{'; ' + counts if counts else ''}")
-        return Outcome(spec.name, "done", seconds, result)
+        return Outcome(spec.name, "done", seconds, result, identity)
 
-    def _execute(self, spec: StageSpec, function: StageFunction, calendar: Calendar, stage_plan: StagePlan) -> StageResult:
-        pins = self._pins(stage_plan)
-        context = StageContext(
-            self.config, self.lake, calendar, stage_plan, self.engines, pins, lambda text: self.progress.say(f"  {text}")
-        )
+    def _champion(self, spec: StageSpec) -> dict[str, str]:
+        """Name and version of the model that a stage serves; empty where the stage serves none or none is promoted."""
+        if not any(read.source == CHAMPION for reads in spec.outputs.values() for read in reads):
+            return {}
+        found = champion_of(self.tracker.client, self.config.register.name)
+        return {CHAMPION: f"{found['name']}/{found['version']}"} if found else {}
+
+    def _execute(self, step: Step, stage_plan: StagePlan) -> StageResult:
+        spec, pins = step.spec, self._pins(stage_plan)
+
+        def say(text: str) -> None:
+            self.progress.say(f"  {text}")
+
+        context = StageContext(self.config, self.lake, step.calendar, stage_plan, self.engines, pins, say)
         started = time.monotonic()
         with self.tracker.stage(spec.name, stage_plan.identity) as run_id:
             context.run_id = run_id
-            result = function(context)
+            result = step.function(context)
             result.metrics["seconds"] = time.monotonic() - started
             if spec.artifact:
                 self._complete(spec, stage_plan, pins, run_id, result)
@@ -123,7 +135,7 @@ class Runner:
 
     def _pins(self, stage_plan: StagePlan) -> dict[str, int]:
         """The version of every table that the stage reads, its own outputs' earlier partitions included."""
-        names = {read.source for reads in stage_plan.spec.outputs.values() for read in reads if read.span != "artifact"}
+        names = {read.source for reads in stage_plan.spec.outputs.values() for read in reads if read.source in TABLES}
         return {name: v for name in sorted(names) if (v := self.lake.version(name)) is not None}
 
 

@@ -61,8 +61,9 @@ def day_start_us(day: datetime.date, time_zone: str) -> int:
 
 def roles_by_day(calendar: Calendar, time_zone: str) -> Roles:
     empty = np.empty(0, dtype=np.int64)
-    starts = (day_start_us(calendar.validation[0], time_zone), day_start_us(calendar.test[0], time_zone))
-    return Roles(empty, empty, empty, starts)
+    test = day_start_us(calendar.test[0], time_zone) if calendar.test else NEVER
+    validation = day_start_us(calendar.validation[0], time_zone) if calendar.validation else test
+    return Roles(empty, empty, empty, (validation, test))
 
 
 def roles_by_user(sequences: Iterable[pa.Table], positive_mask: int) -> Roles:

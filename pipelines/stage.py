@@ -65,6 +65,7 @@ class StageResult:
     figures: dict[str, Any] = field(default_factory=dict)  # name: matplotlib figure
     notes: list[str] = field(default_factory=list)  # sentences for the report
     manifest: dict[str, Any] = field(default_factory=dict)
+    skipped: str = ""  # why there was nothing to do, where that is so
 
 
 StageFunction = Callable[[StageContext], StageResult]

@@ -27,7 +27,7 @@ from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_arrow, read_dataset, replace_days
 from pipelines.stage import StageContext, StageResult
 from schemas.errors import ContractViolation, MissingUpstream
-from schemas.tables import PARTITION, SEMANTIC_IDS
+from schemas.tables import SEMANTIC_IDS
 
 __all__ = ["load_codebook", "run"]
 TABLE = "semantic_ids"
@@ -91,7 +91,8 @@ def fit_day_codes(context: StageContext, version: str) -> tuple[Coded, Curves]:
     items = read_dataset(lake, VECTORS, context.pins[VECTORS], ["item_id", "vector"], [fit_day])
     scratch = folder / "fit"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
-    result = fit_codebook(ray, items, rows_on(context, fit_day), settings, scratch)
+    rows = lake.rows_by_day(VECTORS, context.pins[VECTORS]).get(fit_day, 0)
+    result = fit_codebook(ray, items, rows, settings, scratch)
     save_codebook(folder, result.codebook)
     shutil.rmtree(scratch)
     counts = train_positives(context, result.item_ids)
@@ -104,15 +105,6 @@ def fit_day_codes(context: StageContext, version: str) -> tuple[Coded, Curves]:
     context.lake.write_manifest("tokenize", version, content)
     curves = {f"inertia_level_{level + 1}": list(enumerate(curve)) for level, curve in enumerate(result.inertia)}
     return fitted, curves
-
-
-def rows_on(context: StageContext, day: datetime.date) -> int:
-    """Rows of item_embeddings on `day` by the log's statistics."""
-    actions = context.lake.open(VECTORS, context.pins[VECTORS]).get_add_actions(flatten=True)
-    pairs = zip(
-        actions.column(f"partition.{PARTITION}").to_pylist(), actions.column("num_records").to_pylist(), strict=True
-    )
-    return sum(count or 0 for found, count in pairs if found == day)
 
 
 def encoded(context: StageContext, codebook: Codebook, day: datetime.date) -> Coded:

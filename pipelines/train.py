@@ -2,25 +2,30 @@
 
 With train.num_workers = 0 the loop runs in this process. A killed run resumes from the newest checkpoint in the stage's
 folder, which the stage's identity names, so a changed setting or input never continues another run's weights.
-Requests of the split's train role bear the loss, on items whose codes were known on the fit day.
+Requests of the split's train role bear the loss, on items whose codes were known by the last train day. A night continues
+the candidate that it has scored, in one pass over the days that this one has not seen.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipelines.candidates import model_folder
 from pipelines.checkpoints import load_model
 from pipelines.report_plots import curves
 from pipelines.stage import StageContext, StageResult
 from pipelines.train_loop import HISTORY, train_loop
+from schemas.config import Config
 
-__all__ = ["load_model", "run", "train"]
+__all__ = ["load_model", "run", "train", "trained"]
 
 WORKER_CPUS = 0.5  # leaves room for reading where there are as many workers as cores
 RESTARTS = 2  # of lost workers
@@ -38,24 +43,36 @@ class _Lines(UserCallback):
 
 def run(context: StageContext) -> StageResult:
     """Weights and model.json in the stage's folder; the curves and figures of the run."""
+    candidate = context.plan.artifact("candidate")
+    config, initial = context.config, None
+    if candidate:
+        rate = config.train.night_learning_rate
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1, learning_rate=rate))
+        initial = str(model_folder(context.lake, candidate))
+    return trained(context, config, train_loop, initial)
+
+
+def trained(context: StageContext, config: Config, loop: Callable[..., None], initial: str | None) -> StageResult:
+    """Runs `loop` into the stage's folder, from the weights in `initial` where they are given."""
     context.engines.ray()
     settings = {
-        "config": context.config,
-        "lake": context.lake.root,
+        "config": config,
+        "lake": context.lake,
         "calendar": context.calendar,
         "pins": dict(context.pins),
         "folder": str(context.folder),
         "identity": context.identity,
+        "initial": initial,
         "say": context.say,
     }
-    train(settings)
+    train(settings, loop)
     history = json.loads((context.folder / HISTORY).read_text())
     description = json.loads((context.folder / "model.json").read_text())
     return _result(history, description)
 
 
-def train(settings: dict[str, Any]) -> None:
-    """Trains by `train_loop` with the configured number of workers; see there for the settings."""
+def train(settings: dict[str, Any], loop: Callable[..., None] = train_loop) -> None:
+    """Trains by `loop` with the configured number of workers; see `train_loop` for the settings."""
     workers = settings["config"].train.num_workers
     storage = Path(settings["folder"]).resolve() / "ray_train"
     run_config = RunConfig(name=settings["identity"], storage_path=str(storage))
@@ -67,7 +84,7 @@ def train(settings: dict[str, Any]) -> None:
         scaling.resources_per_worker = {"CPU": WORKER_CPUS}
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     TorchTrainer(
-        train_loop,
+        loop,
         train_loop_config=settings,
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=scaling,
@@ -98,5 +115,5 @@ def _result(history: list[dict[str, float]], description: dict[str, Any]) -> Sta
         f"{description['parameters']:,} parameters, {metrics['steps']:.0f} steps at {metrics['targets_per_second']:.0f} "
         f"targets a second; {metrics['data_wait_share']:.1%} of the time waited for data; final loss {loss:.4f}."
     )
-    manifest = {"codebook_version": description["codebook_version"], "parameters": description["parameters"]}
+    manifest = {name: description[name] for name in ("codebook_version", "parameters", "trained_until")}
     return StageResult(metrics=metrics, series=series, figures={"loss": curves(series)}, notes=[note], manifest=manifest)

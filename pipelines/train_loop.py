@@ -25,7 +25,7 @@ from model.item_table import ItemTable
 from model.lazy_decoder import LazyDecoder, code_nll
 from model.positives import take_rows
 from model.requests import Requests
-from pipelines.checkpoints import newest_state, save_model, save_state
+from pipelines.checkpoints import load_model, newest_state, save_model, save_state
 from pipelines.example_stream import Batch, Position
 from pipelines.training_data import TrainingData, open_data
 from schemas.config import Config
@@ -36,16 +36,17 @@ CHECKPOINTS = "checkpoints"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """`settings`: config (Config), lake (str), calendar, pins, folder (str), identity, and, in this process only, say
-    (one line of progress) and failpoint (called with the number of each finished step)."""
+    """`settings`: config (Config), lake, calendar, pins, folder (str), identity, optionally initial (the folder of
+    a model to continue), and, in this process only, say (one line of progress) and failpoint (called with the number of
+    each finished step)."""
     config: Config = settings["config"]
     context = ray.train.get_context()
-    with torch.random.fork_rng(devices=[]), _threads(config.train.threads):
+    with torch.random.fork_rng(devices=[]), limited_threads(config.train.threads):
         data = open_data(config, settings["lake"], settings["calendar"], settings["pins"])
         Training(settings, data, context.get_world_rank(), context.get_world_size()).run()
 
 
-class _threads:
+class limited_threads:
     """Sets PyTorch's threads for a while; 0 leaves them."""
 
     def __init__(self, threads: int) -> None:
@@ -60,15 +61,30 @@ class _threads:
 
 @dataclass
 class Meter:
-    """Sums since the last report, of this worker."""
+    """Sums since the last report, of this worker; `further` are those of an objective of its own."""
 
     nll_L: Tensor
+    further: Tensor
     targets: int = 0
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
 
+@dataclass
+class Step:
+    """What a batch gives: the loss to descend, and this worker's sums for the meter."""
+
+    loss: Tensor
+    nll_L: Tensor
+    targets: int
+    further: Tensor
+
+
 class Training:
+    """Next-token prediction on the stream; an objective with more than that overrides `objective`."""
+
+    further: tuple[str, ...] = ()  # names of the further sums, reported per target
+
     def __init__(self, settings: dict[str, Any], data: TrainingData, rank: int, world: int) -> None:
         self.settings, self.data, self.rank, self.world = settings, data, rank, world
         self.config: Config = settings["config"]
@@ -79,6 +95,8 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             _groups(self.decoder, self.config.train.weight_decay), lr=self.config.train.learning_rate, fused=True
         )
+        if settings.get("initial"):
+            self.decoder.load_state_dict(load_model(settings["initial"])[0].state_dict())
         torch.manual_seed(self.config.train.seed + 1 + rank)  # dropout
         self.step = 0
         self.position = Position(data.stream.version)
@@ -113,22 +131,27 @@ class Training:
 
     def _train(self, batch: Batch) -> None:
         settings = self.config.train
-        mine, weight = share(batch.requests, self.rank, self.world)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(self.step, batch.progress, settings.warmup_steps)
         self.model.train()
-        nll_TL = self._nll(mine, settings.label_smoothing) * weight
-        # DDP averages gradients over workers, so each divides by its part of the whole batch's targets.
-        loss = nll_TL.sum() * self.world / (len(batch.requests.target_items) * self.data.levels)
-        loss.backward()
+        step = self.objective(batch)
+        step.loss.backward()
         nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.meter.nll_L += nll_TL.detach().sum(0)
-        self.meter.targets += len(nll_TL) * weight
+        self.meter.nll_L += step.nll_L
+        self.meter.further += step.further
+        self.meter.targets += step.targets
         self.step, self.position = self.step + 1, batch.after
         if self.step % settings.min_log_interval == 0:
             self._report(batch.progress)
+
+    def objective(self, batch: Batch) -> Step:
+        mine, weight = share(batch.requests, self.rank, self.world)
+        nll_TL = self._nll(mine, self.config.train.label_smoothing) * weight
+        # DDP averages gradients over workers, so each divides by its part of the whole batch's targets.
+        loss = nll_TL.sum() * self.world / (len(batch.requests.target_items) * self.data.levels)
+        return Step(loss, nll_TL.detach().sum(0), len(nll_TL) * weight, torch.zeros(0))
 
     def _nll(self, requests: Requests, label_smoothing: float = 0.0) -> Tensor:
         items: ItemTable = self.data.items
@@ -152,14 +175,16 @@ class Training:
 
     def _report(self, progress: float = 1.0, final: bool = False) -> None:
         meter, elapsed = self.meter, time.perf_counter() - self.meter.since
-        sums = torch.cat([meter.nll_L, torch.tensor([float(meter.targets)])])
+        sums = torch.cat([torch.tensor([float(meter.targets)]), meter.nll_L, meter.further])
         if self.world > 1:
             dist.all_reduce(sums)
-        targets = sums[-1].item()
+        targets = sums[0].item()
         if targets:
-            per_level = (sums[:-1] / targets).tolist()
+            means = (sums[1:] / targets).tolist()
+            per_level, further = means[: self.data.levels], means[self.data.levels :]
             row = {"step": self.step, "loss": float(np.mean(per_level))}
             row |= {f"loss_level_{i + 1}": value for i, value in enumerate(per_level)}
+            row |= dict(zip(self.further, further, strict=True))
             row |= {"seconds": elapsed, "waited": meter.waited, "targets": targets}
             self.history.append(row)
             speed = targets / max(elapsed, 1e-9)
@@ -176,7 +201,7 @@ class Training:
             say(line)
 
     def _meter(self) -> Meter:
-        return Meter(torch.zeros(self.data.levels))
+        return Meter(torch.zeros(self.data.levels), torch.zeros(len(self.further)))
 
     def _checkpoint(self) -> None:
         states = self._random_states()
@@ -186,7 +211,8 @@ class Training:
                 for key, value in self.optimizer.state[parameter].items():
                     tensors[f"optimizer/{key}/{name}"] = value
             tensors["random"] = states
-            meter = {"nll": self.meter.nll_L.tolist(), "targets": self.meter.targets}
+            sums = (self.meter.nll_L.tolist(), self.meter.further.tolist())
+            meter = {"nll": sums[0], "further": sums[1], "targets": self.meter.targets}
             state = {"step": self.step, "position": self.position.as_dict(), "history": self.history, "meter": meter}
             save_state(self.folder / CHECKPOINTS, self.step, tensors, state)
         if self.world > 1:
@@ -213,7 +239,9 @@ class Training:
             self.optimizer.state[parameter] = {key: tensors[f"optimizer/{key}/{name}"] for key in keys}
         self.step, self.history = state["step"], state["history"]
         self.position = Position(**state["position"])
-        self.meter.nll_L, self.meter.targets = torch.tensor(state["meter"]["nll"]), state["meter"]["targets"]
+        meter = state["meter"]
+        self.meter.nll_L, self.meter.targets = torch.tensor(meter["nll"]), meter["targets"]
+        self.meter.further = torch.tensor(meter["further"])
         if self.rank < len(tensors["random"]):  # more workers than before start with fresh numbers
             torch.set_rng_state(tensors["random"][self.rank])
         self._say(f"resumed at step {self.step}", force=True)

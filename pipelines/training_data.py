@@ -1,9 +1,10 @@
-"""What training reads, at pinned versions: codes and fields of the catalogue as of the fit day, the stream of train
+"""What training reads, at pinned versions: codes and fields of the catalogue as of the last train day, the stream of train
 requests, and a sample of validation requests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,31 +70,44 @@ class TrainingData:
         """What model.json says beside the sizes."""
         return {
             "codebook_version": self.catalogue.codebook_version,
-            "fit_day": self.calendar.fit_day.isoformat(),
+            "trained_until": self.calendar.trained_until.isoformat(),
             "positive_mask": mask_of(self.config.targets.positive),
             "parameters": sum(p.numel() for p in decoder.parameters()),
             "training_examples": self.stream.version,
         }
 
 
-def open_data(config: Config, lake_root: str, calendar: Calendar, pins: Mapping[str, int]) -> TrainingData:
-    """Raises ContractViolation where codes do not fit the configuration."""
-    lake = Lake(lake_root)
-    catalogue = load_catalogue(lake, pins["semantic_ids"], until=calendar.fit_day)
+def open_data(
+    config: Config,
+    lake: Lake,
+    calendar: Calendar,
+    pins: Mapping[str, int],
+    days: Sequence[datetime.date] | None = None,
+    loss_mask: int | None = None,
+) -> TrainingData:
+    """The stream of `days` (default: all train days) with the targets of `loss_mask` (default: the positives).
+
+    Raises ContractViolation where codes do not fit the configuration.
+    """
+    until = calendar.trained_until
+    catalogue = load_catalogue(lake, pins["semantic_ids"], calendar.fit_day, until)
     num_codes = config.tokenize.codes
     if len(catalogue) == 0 or catalogue.codes.max() >= num_codes:
         raise ContractViolation(
-            f"Table semantic_ids version {pins['semantic_ids']} holds {len(catalogue)} items up to {calendar.fit_day} with "
+            f"Table semantic_ids version {pins['semantic_ids']} holds {len(catalogue)} items up to {until} with "
             f"codes that do not fit tokenize.codes = {num_codes}; run stage tokenize with this configuration."
         )
-    fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, num_codes, calendar.fit_day)
+    fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, num_codes, until)
     roles = load_roles(lake, pins[TABLE], config, calendar)
-    collate = collate_for(config, catalogue, roles, "train")
-    stream = ExampleStream(lake, pins[TABLE], calendar.train, collate, config.train)
+    collate = collate_for(config, catalogue, roles, "train", loss_mask)
+    stream = ExampleStream(lake, pins[TABLE], calendar.train if days is None else days, collate, config.train)
     return TrainingData(config, lake, calendar, catalogue, fields, roles, stream)
 
 
-def collate_for(config: Config, catalogue: Catalogue, roles: Roles, role: Role) -> ExampleCollate:
+def collate_for(
+    config: Config, catalogue: Catalogue, roles: Roles, role: Role, loss_mask: int | None = None
+) -> ExampleCollate:
     """Requests of the role with a target that bears a loss, and the history that the model reads."""
     limit = HistoryLimit(config.model.short_length, config.model.positive_length, mask_of(config.sequences.engaged))
-    return ExampleCollate(catalogue, roles, role, mask_of(config.targets.positive), limit)
+    mask = mask_of(config.targets.positive) if loss_mask is None else loss_mask
+    return ExampleCollate(catalogue, roles, role, mask, limit)

@@ -2,7 +2,8 @@
 
 By days, the last days are test, those before validate, the rest train, and `fit_day` is the last train day. By user,
 all days hold train, validation and test events; the split is then a threshold of time for each user, and `fit_day` is
-the last day of the log.
+the last day of the log. At night the codebook stays the one of an earlier fit day, and one new day is first test and
+then train.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ class Calendar:
     train: tuple[datetime.date, ...]
     validation: tuple[datetime.date, ...]
     test: tuple[datetime.date, ...]
+    codebook_day: datetime.date | None = None  # null: the last train day
 
     @property
     def fit_day(self) -> datetime.date:
-        """Everything fitted sees events up to the end of this day."""
+        """The vectors and the codebook were fitted on events up to the end of this day."""
+        return self.codebook_day or self.train[-1]
+
+    @property
+    def trained_until(self) -> datetime.date:
+        """The model has seen no event after the end of this day."""
         return self.train[-1]
 
     @property
@@ -51,3 +58,18 @@ def calendar_of(days: Iterable[datetime.date], split: SplitConfig) -> Calendar:
     first_test = len(ordered) - split.test_days
     first_validation = first_test - split.validation_days
     return Calendar(ordered, ordered[:first_validation], ordered[first_validation:first_test], ordered[first_test:])
+
+
+def before_training(
+    days: Iterable[datetime.date], night: datetime.date, codebook_day: datetime.date, trained_until: datetime.date
+) -> Calendar:
+    """The night's first half: a model trained up to `trained_until` meets the day `night`; days between validate."""
+    known = tuple(sorted(day for day in set(days) if day <= night))
+    train = tuple(day for day in known if day <= trained_until)
+    between = tuple(day for day in known if trained_until < day < night)
+    return Calendar(known, train, between, (night,), codebook_day)
+
+
+def training(scored: Calendar) -> Calendar:
+    """The night's second half: what was scored, and the days between, train the next candidate."""
+    return Calendar(scored.days, (*scored.validation, *scored.test), (), (), scored.codebook_day)

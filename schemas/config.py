@@ -43,6 +43,10 @@ class LogColumns:
     behaviour_codebook: str | None = None
     behaviour_policy: str | None = None
 
+    def __post_init__(self) -> None:
+        whole = (self.behaviour_log_probs is None) == (self.behaviour_codebook is None)
+        require(whole, "source.log.columns.behaviour_codebook", "goes with behaviour_log_probs: name both columns or none")
+
 
 @dataclass(frozen=True)
 class LogMapping:

@@ -22,7 +22,7 @@ from deltalake import DeltaTable
 
 from schemas.config import Config
 from schemas.errors import ContractViolation
-from schemas.tables import TABLES
+from schemas.tables import PARTITION, TABLES
 
 Identities = dict[datetime.date, str]
 
@@ -85,8 +85,16 @@ class Lake:
 
     def row_count(self, table: str, version: int | None = None) -> int:
         """Rows by the log's own statistics; reads no data."""
+        return sum(self.rows_by_day(table, version).values())
+
+    def rows_by_day(self, table: str, version: int | None = None) -> dict[datetime.date, int]:
+        """Rows of each partition by the log's own statistics; reads no data."""
         actions = self.open(table, version).get_add_actions(flatten=True)
-        return sum(value or 0 for value in actions.column("num_records").to_pylist())
+        found: dict[datetime.date, int] = {}
+        days, counts = (actions.column(name).to_pylist() for name in (f"partition.{PARTITION}", "num_records"))
+        for day, rows in zip(days, counts, strict=True):
+            found[day] = found.get(day, 0) + (rows or 0)
+        return found
 
     def artifact(self, stage: str, identity: str) -> Path:
         """The folder of an artifact; a path on a disk or a mount, since engines write into it."""
@@ -96,6 +104,11 @@ class Lake:
         """The manifest of a complete artifact, or None."""
         path = self.artifact(stage, identity) / "manifest.json"
         return json.loads(path.read_text()) if path.is_file() else None
+
+    def newest_artifact(self, stage: str) -> str | None:
+        """The identity of the artifact that was completed last, or None."""
+        made = {path: path.stat().st_mtime for path in self.artifact(stage, "any").parent.glob("*/manifest.json")}
+        return max(made, key=lambda path: made[path]).parent.name if made else None
 
     def write_manifest(self, stage: str, identity: str, content: Mapping[str, Any]) -> None:
         """Completes an artifact: the manifest appears whole or not at all."""

@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,13 +22,15 @@ from schemas.lake import Identities, Lake
 from schemas.loader import to_mapping
 
 # Which days of an input the partition of day D reads: D itself; all up to D; all before D; the days of the co-occurrence
-# window up to D; all up to the fit day; every day of the log; or, of an artifact, the one made at the fit day.
-Span = Literal["same", "until", "before", "window", "fit", "all", "artifact"]
+# window up to D; all up to the fit day; the days that train; all up to the last of those; every day of the log.
+# "artifact" is what a stage made for this configuration; "pinned" an identity that the run names: a model to start from
+# or to serve, empty where there is none.
+Span = Literal["same", "until", "before", "window", "fit", "train", "trained", "all", "artifact", "pinned"]
 
 
 @dataclass(frozen=True)
 class Read:
-    """An input: a table, or the artifact of a stage where the span is "artifact"."""
+    """An input: a table, or an artifact where the span says so."""
 
     source: str
     span: Span
@@ -42,7 +44,7 @@ class StageSpec:
     logic: int  # raise it when the same inputs and settings would give other rows
     settings: tuple[str, ...]  # sections of the configuration that its result depends on
     outputs: Mapping[str, tuple[Read, ...]]
-    days: Literal["each", "fit_and_later", "fit"] = "each"
+    days: Literal["each", "fit_and_later", "fit", "last"] = "each"
     artifact: bool = False  # writes a folder with a manifest
     engine: Literal["spark", "ray", "none"] = "spark"
     summary: str = ""
@@ -107,11 +109,37 @@ TRAIN = StageSpec(
     "train",
     logic=1,
     settings=("model", "train", "targets", "split"),
-    outputs={"train": (Read("training_examples", "fit"), Read("semantic_ids", "fit"), Read("items", "fit"))},
+    outputs={
+        "train": (
+            Read("training_examples", "train"),
+            Read("semantic_ids", "trained"),
+            Read("items", "trained"),
+            Read("candidate", "pinned"),  # whose weights the night's training continues
+        )
+    },
     days="fit",
     artifact=True,
     engine="ray",
     summary="the lazy decoder on the organised stream",
+)
+ALIGN = StageSpec(
+    "align",
+    logic=1,
+    settings=("align", "targets", "split"),
+    outputs={
+        "align": (
+            Read("training_examples", "train"),
+            Read("rewards", "train"),
+            Read("impressions", "train"),  # what this system showed carries its probabilities
+            Read("semantic_ids", "trained"),
+            Read("items", "trained"),
+            Read("train", "artifact"),
+        )
+    },
+    days="fit",
+    artifact=True,
+    engine="ray",
+    summary="GBPO on logged exposures, in one step with the next-token loss",
 )
 EVALUATE = StageSpec(
     "evaluate",
@@ -122,7 +150,7 @@ EVALUATE = StageSpec(
             Read("training_examples", "all"),
             Read("semantic_ids", "all"),
             Read("items", "all"),
-            Read("train", "artifact"),
+            Read("align", "artifact"),
         )
     },
     days="fit",
@@ -139,7 +167,7 @@ REGISTER = StageSpec(
             Read("semantic_ids", "all"),
             Read("items", "all"),
             Read("training_examples", "all"),  # a champion is measured on them beside the candidate
-            Read("train", "artifact"),
+            Read("align", "artifact"),
             Read("evaluate", "artifact"),
         )
     },
@@ -148,8 +176,18 @@ REGISTER = StageSpec(
     engine="none",
     summary="one bundle in the model registry; champion moves if the gates hold",
 )
+RECOMMEND = StageSpec(
+    "recommend",
+    logic=1,
+    settings=("recommend",),
+    outputs={"recommendations": (Read("user_features", "until"), Read("items", "until"), Read("champion", "pinned"))},
+    days="last",
+    engine="ray",
+    summary="the champion's best items for every active user",
+)
 # In the order in which they run. `ingest` comes first and takes its identities from the checksums of the files.
-STAGES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE, REWARDS, TRAIN, EVALUATE, REGISTER)
+FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE, REWARDS)
+STAGES: tuple[StageSpec, ...] = (*FEATURES, TRAIN, ALIGN, EVALUATE, REGISTER, RECOMMEND)
 
 
 def digest(*parts: Any) -> str:
@@ -177,6 +215,10 @@ class StagePlan:
         """Every day on which some output is stale, in order."""
         return tuple(sorted({day for days in self.todo.values() for day in days}))
 
+    def artifact(self, name: str) -> str:
+        """The identity of an artifact that the stage reads; empty where the run names none."""
+        return next(iter(self.inputs.get(name, {}).values()), "")
+
     @property
     def identity(self) -> str:
         """One identity for the stage as a whole: of its artifact, or over all its partitions."""
@@ -185,43 +227,67 @@ class StagePlan:
         return digest({table: {str(d): i for d, i in ids.items()} for table, ids in self.expected.items()})
 
 
-def plan(spec: StageSpec, config: Config, lake: Lake, calendar: Calendar, force: bool = False) -> StagePlan:
-    """Compares what the stage should have written with what the lake's log says is there."""
+def plan(
+    spec: StageSpec,
+    config: Config,
+    lake: Lake,
+    calendar: Calendar,
+    force: bool = False,
+    pinned: Mapping[str, str] | None = None,
+    only: datetime.date | None = None,
+) -> StagePlan:
+    """Compares what the stage should have written with what the lake's log says is there.
+
+    `pinned` names artifacts by identity: those read by the span "pinned", and those that stand for what this
+    configuration would make. With `only`, a night's plan, every other day that is there counts as it is, so that a
+    late correction of an old day does not stop the night; the next plan without it finds that day stale.
+    """
     result = StagePlan(spec)
+    pinned = pinned or {}
     settings = {name: to_mapping(getattr(config, name), identity=True) for name in spec.settings}
     known: dict[str, Identities] = {}
     for output, reads in spec.outputs.items():
         for read in reads:
             if read.source not in known:
                 fresh = result.expected.get(read.source)  # an earlier output of the same stage
-                known[read.source] = fresh if fresh is not None else _present(read, config, lake, calendar)
+                known[read.source] = fresh if fresh is not None else _present(read, config, lake, calendar, pinned)
+        frozen = {} if only is None or spec.artifact else {d: i for d, i in lake.identities(output).items() if d != only}
         expected: Identities = {}
-        for day in _output_days(spec, calendar):
+        for day in output_days(spec, calendar):
             parts = []
             for read in reads:
-                written = _written_days(read.source, calendar)
-                days = [d for d in span_days(read.span, day, calendar, config) if d in written]
+                days = input_days(read, day, calendar, config)
                 lacking = [d for d in days if d not in known[read.source]]
-                if lacking:
+                if lacking and (only in (None, day) or spec.artifact):
                     result.missing.append(f"{read.source} has no partition {lacking[0]}")
                 parts.append((read.source, _fold(known[read.source], days)))
-            expected[day] = digest(spec.name, output, spec.logic, settings, parts)
+            expected[day] = frozen.get(day) or digest(spec.name, output, spec.logic, settings, parts)
         present = _artifact_present(spec, lake, expected) if spec.artifact else lake.identities(output)
         result.expected[output] = expected
-        result.todo[output] = tuple(d for d, identity in expected.items() if force or present.get(d) != identity)
+        stale = tuple(d for d, identity in expected.items() if force or present.get(d) != identity)
+        result.todo[output] = stale if only is None or spec.artifact else tuple(d for d in stale if d == only)
     result.inputs = {source: ids for source, ids in known.items() if source not in spec.outputs}
     return result
+
+
+def input_days(read: Read, day: datetime.date, calendar: Calendar, config: Config) -> list[datetime.date]:
+    """The days of an input that the partition of `day` reads and that its stage writes, in order."""
+    written = _written_days(read.source, calendar)
+    return [d for d in span_days(read.span, day, calendar, config) if d in written]
 
 
 def span_days(span: Span, day: datetime.date, calendar: Calendar, config: Config) -> list[datetime.date]:
     """The days of an input that the partition of `day` reads, in order."""
     if span == "same":
         return [day]
-    if span == "artifact":
+    if span in ("artifact", "pinned"):
         return [calendar.fit_day]
+    if span == "train":
+        return list(calendar.train)
     if span == "all" or (span == "window" and config.split.by == "user"):  # a user's role depends on all of their days
         return list(calendar.days)
-    last = {"until": day, "window": day, "fit": calendar.fit_day}.get(span, day - datetime.timedelta(days=1))
+    ends = {"until": day, "window": day, "fit": calendar.fit_day, "trained": calendar.trained_until}
+    last = ends.get(span, day - datetime.timedelta(days=1))
     first = day - datetime.timedelta(days=window_days(config)) if span == "window" else datetime.date.min
     return [d for d in calendar.days if first <= d <= last]
 
@@ -231,28 +297,29 @@ def window_days(config: Config) -> int:
     return math.ceil(config.item_pairs.max_gap_hours / 24)
 
 
-def artifact_identity(stage: str, config: Config, lake: Lake, calendar: Calendar) -> str:
-    """The identity that the artifact of `stage` has, or would have, for this configuration and lake."""
-    spec = next(s for s in STAGES if s.name == stage)
-    return plan(spec, config, lake, calendar).identity
-
-
-def _output_days(spec: StageSpec, calendar: Calendar) -> Iterable[datetime.date]:
+def output_days(spec: StageSpec, calendar: Calendar) -> tuple[datetime.date, ...]:
+    """The days on which the stage has partitions, or the one day that stands for its artifact."""
     if spec.days == "each":
         return calendar.days
+    if spec.days == "last":
+        return calendar.days[-1:]
     return (calendar.fit_day, *(calendar.appended if spec.days == "fit_and_later" else ()))
 
 
-def _written_days(source: str, calendar: Calendar) -> Iterable[datetime.date]:
+def _written_days(source: str, calendar: Calendar) -> tuple[datetime.date, ...]:
     """The days on which `source` has partitions: what is fitted has none before the fit day."""
     writer = next((spec for spec in STAGES if source in spec.outputs), None)
-    return tuple(_output_days(writer, calendar)) if writer else calendar.days
+    fitted = source in ("candidate", "champion")
+    return (calendar.fit_day,) if fitted else output_days(writer, calendar) if writer else calendar.days
 
 
-def _present(read: Read, config: Config, lake: Lake, calendar: Calendar) -> Identities:
+def _present(read: Read, config: Config, lake: Lake, calendar: Calendar, pinned: Mapping[str, str]) -> Identities:
+    if read.span == "pinned" or read.source in pinned:
+        return {calendar.fit_day: pinned.get(read.source, "")}
     if read.span != "artifact":
         return lake.identities(read.source)
-    identity = artifact_identity(read.source, config, lake, calendar)
+    spec = next(s for s in STAGES if s.name == read.source)
+    identity = plan(spec, config, lake, calendar, pinned=pinned).identity
     return {calendar.fit_day: identity} if lake.manifest(read.source, identity) else {}
 
 

@@ -304,7 +304,8 @@ REWARDS = Table(
 
 RECOMMENDATIONS = Table(
     "recommendations",
-    "one recommended item of a user and day",
+    "one recommended item of a user, by what was known at the end of the day; with its log-probabilities and versions it "
+    "can come back as the behaviour of an impression",
     pa.schema(
         [
             USER,
@@ -312,6 +313,7 @@ RECOMMENDATIONS = Table(
             required("rank", pa.int32(), "0 is the best"),
             ITEM,
             required("log_probs", pa.list_(pa.float32()), "log-probability a code"),
+            required("codebook_version", pa.string(), "codebook that those codes belong to"),
             required("model_version", pa.string(), "registered model and version"),
         ]
     ),

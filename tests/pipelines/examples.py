@@ -78,9 +78,9 @@ def table_of(rows: list[dict]) -> pa.Table:
 
 
 def write_lake(lake: Lake, rows: list[dict], num_items: int = 40) -> dict[str, int]:
-    """training_examples, semantic_ids and items (all known from the first day but the last two items); the pins."""
+    """training_examples, semantic_ids and items (all known on the fit day but the last two); the pins."""
     rng = np.random.default_rng(1)
-    known = [DAYS[4] if item >= num_items - 2 else DAYS[0] for item in range(num_items)]
+    known = [DAYS[4] if item >= num_items - 2 else DAYS[2] for item in range(num_items)]
     codes = [
         {"item_id": i, "date": known[i], "codes": rng.integers(0, CODES, 3).tolist(), "codebook_version": "c1", "rank": i}
         for i in range(num_items)

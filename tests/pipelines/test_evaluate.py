@@ -26,7 +26,7 @@ from schemas.calendar import calendar_of
 from schemas.config import Config, EvaluateConfig, ModelConfig, SplitConfig, TargetConfig
 from schemas.errors import ContractViolation
 from schemas.feedback import mask_of
-from schemas.lineage import EVALUATE, artifact_identity, plan
+from schemas.lineage import EVALUATE, plan
 from schemas.tables import ITEMS as ITEMS_TABLE
 from schemas.tables import SEMANTIC_IDS
 from tests.model.handmade_requests import LIKED, POSITIVE, SEEN, requests_by_hand
@@ -273,25 +273,30 @@ def small_lake(lake):
     days = sorted({request.day for request in requests})
     identities = dict.fromkeys(days, "made")
     replace_days(lake, "training_examples", examples_of(requests), identities)
-    known = range(ITEMS - 1)
-    codes = [
-        {"item_id": i, "date": days[0], "codes": [i % 2, i // 2 % 2, i // 4], "codebook_version": "book", "rank": 0}
-        for i in known
-    ]
-    replace_days(lake, "semantic_ids", pa.Table.from_pylist(codes, schema=SEMANTIC_IDS.schema), identities)
-    rows = [{"item_id": i, "date": days[0], "tags": [], "attributes": []} for i in known]
+    write_codes(lake, days[2])
+    rows = [{"item_id": i, "date": days[0], "tags": [], "attributes": []} for i in range(ITEMS - 1)]
     replace_days(lake, "items", pa.Table.from_pylist(rows, schema=ITEMS_TABLE.schema), identities)
     return lake
 
 
+def write_codes(lake, fit_day):
+    days = lake.identities("training_examples")
+    codes = [
+        {"item_id": i, "date": fit_day, "codes": [i % 2, i // 2 % 2, i // 4], "codebook_version": "book", "rank": 0}
+        for i in range(ITEMS - 1)
+    ]
+    replace_days(lake, "semantic_ids", pa.Table.from_pylist(codes, schema=SEMANTIC_IDS.schema), dict.fromkeys(days, "made"))
+
+
 def context_of(lake, engines, config):
     calendar = calendar_of(lake.identities("training_examples"), config.split)
-    train = lake.artifact("train", artifact_identity("train", config, lake, calendar))
+    train = lake.artifact("train", "made")
     torch.manual_seed(0)
     save_model(train, LazyDecoder(config.model, 3, 2, mask_of(config.targets.positive)), {"codebook_version": "book"})
-    lake.write_manifest("train", train.name, {})
+    lake.write_manifest("align", "made", {"model": {"stage": "train", "identity": "made"}})
     pins = {name: lake.version(name) for name in ("training_examples", "semantic_ids", "items")}
-    return StageContext(config, lake, calendar, plan(EVALUATE, config, lake, calendar), engines, pins, lambda line: None)
+    planned = plan(EVALUATE, config, lake, calendar, pinned={"align": "made"})
+    return StageContext(config, lake, calendar, planned, engines, pins, lambda line: None)
 
 
 CONFIG = Config(
@@ -328,6 +333,7 @@ def test_the_stage_measures_every_test_positive_by_every_system(small_lake, engi
 
 def test_by_user_every_user_with_two_positive_requests_is_tested_once(small_lake, engines):
     config = dataclasses.replace(CONFIG, split=SplitConfig(by="user"))
+    write_codes(small_lake, max(small_lake.identities("training_examples")))
     context = context_of(small_lake, engines, config)
     context.engines.ray()
     data = evaluate.evaluation_data(context)

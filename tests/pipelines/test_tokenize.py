@@ -65,7 +65,7 @@ def test_every_item_has_the_codes_that_the_saved_codebook_gives_it(lake: Lake, e
     assert manifest is not None
     assert (manifest["levels"], manifest["codes"], manifest["width"]) == (3, 5, 48)
     assert [file.name for file in lake.artifact("tokenize", version).iterdir() if file.is_dir()] == []
-    assert len(load_catalogue(lake, result.tables["semantic_ids"])) == len(found)
+    assert len(load_catalogue(lake, result.tables["semantic_ids"], FIT_DAY, DAYS[-1])) == len(found)
 
 
 def test_ranks_order_by_positives_then_id_and_later_days_follow(lake: Lake, engines: Engines) -> None:

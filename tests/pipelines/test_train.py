@@ -46,12 +46,12 @@ def data(small_lake, ray_module) -> TrainingData:
 
 def opened(small_lake, config: Config) -> TrainingData:
     lake, pins = small_lake
-    return open_data(config, lake.root, calendar(), pins)
+    return open_data(config, lake, calendar(), pins)
 
 
 def settings_for(small_lake, folder: Path, config: Config = CONFIG, **more: object) -> dict:
     lake, pins = small_lake
-    base = {"config": config, "lake": lake.root, "calendar": calendar(), "pins": pins, "folder": str(folder)}
+    base = {"config": config, "lake": lake, "calendar": calendar(), "pins": pins, "folder": str(folder)}
     return base | {"identity": "test"} | more
 
 

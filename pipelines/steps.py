@@ -1,0 +1,98 @@
+"""What a run does, as steps in order: which stage, with the roles of which days, on which earlier models.
+
+A whole run fits everything anew on its train days. A night does one new day D on a lake that holds those before it:
+the codebook stays, new items are appended to it, the newest model is scored on D before it has seen it, and only then
+continues its training on D. So every candidate is judged on a day that it did not train on, and a model never meets
+codes of another codebook: a new codebook comes with a whole run alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from pipelines.candidates import newest_candidate
+from pipelines.stage import StageFunction
+from schemas.calendar import Calendar, before_training, training
+from schemas.config import Config
+from schemas.errors import ConfigError, MissingUpstream
+from schemas.lake import Lake
+from schemas.lineage import ALIGN, EVALUATE, FEATURES, RECOMMEND, REGISTER, STAGES, TRAIN, StageSpec
+
+FUNCTIONS = {
+    "sequences": "pipelines.features:sequences",
+    "item_pairs": "pipelines.features:item_pairs",
+    "embed": "pipelines.embed:run",
+    "tokenize": "pipelines.tokenize_items:run",
+    "organise": "pipelines.features:organise",
+    "rewards": "pipelines.features:rewards",
+    "train": "pipelines.train:run",
+    "align": "pipelines.align:run",
+    "evaluate": "pipelines.evaluate:run",
+    "register": "pipelines.register:run",
+    "recommend": "pipelines.recommend:run",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage; `pinned` and `only` as in `schemas.lineage.plan`."""
+
+    spec: StageSpec
+    calendar: Calendar
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    only: datetime.date | None = None
+
+    @property
+    def function(self) -> StageFunction:
+        """Imported when it is needed, so that a skip loads neither PyTorch nor Ray."""
+        module, name = FUNCTIONS[self.spec.name].split(":")
+        return getattr(import_module(module), name)
+
+
+def spec_of(name: str) -> StageSpec:
+    for spec in STAGES:
+        if spec.name == name:
+            return spec
+    raise ConfigError(f"No stage {name!r}; stages: ingest, {', '.join(spec.name for spec in STAGES)}.")
+
+
+def whole_run(calendar: Calendar) -> list[Step]:
+    """Every stage over all days."""
+    return [Step(spec, calendar) for spec in STAGES]
+
+
+def night(config: Config, lake: Lake, date: datetime.date) -> list[Step]:
+    """The stages of one night. Raises ConfigError where the split is by user, MissingUpstream where the day is not
+    ingested or no model waits for it."""
+    if config.split.by == "user":
+        raise ConfigError("A night needs a split by days; set split.by to days, or run without --date.")
+    days = lake.identities("impressions")
+    if date not in days:
+        raise MissingUpstream(f"The log in {lake.root} has no day {date}; ingest its file first.")
+    codebook_day = codebook_day_of(lake, date)
+    version = lake.identities("semantic_ids")[codebook_day]
+    candidate = newest_candidate(lake, config, version, date)
+    if candidate is None:
+        raise MissingUpstream(
+            f"No model of these sizes on codebook {version} waits for {date}; run `lazyrec run` without --date over the "
+            "days before it first."
+        )
+    scored = before_training(days, date, codebook_day, candidate.trained_until)
+    learned, goes_on = training(scored), {"candidate": candidate.identity}
+    return [
+        *(Step(spec, scored, only=date) for spec in FEATURES),
+        *(Step(spec, scored, {"align": candidate.identity}, date) for spec in (EVALUATE, REGISTER)),
+        *(Step(spec, learned, goes_on, date) for spec in (TRAIN, ALIGN)),
+        Step(RECOMMEND, scored, only=date),
+    ]
+
+
+def codebook_day_of(lake: Lake, before: datetime.date) -> datetime.date:
+    """The fit day of the newest codebook that does not know the day `before`."""
+    for day, identity in sorted(lake.identities("semantic_ids").items(), reverse=True):
+        if day < before and lake.manifest("tokenize", identity) is not None:
+            return day
+    raise MissingUpstream(f"{lake.root} has no codebook from before {before}; run `lazyrec run` without --date first.")

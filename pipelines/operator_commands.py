@@ -1,0 +1,51 @@
+"""The commands of an operator: they look, or they move the champion; none starts an engine or waits for the lake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from schemas.config import Config
+from schemas.loader import parse_date
+
+NAMES = ("plan", "status", "promote", "rollback")
+WIDTH = 200  # of what goes into a file or a pipe
+
+
+def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """Runs one of NAMES and returns its JSON line."""
+    if options.command == "plan":
+        from pipelines import plan_view
+
+        views = plan_view.plan_views(config, parse_date(options.date) if options.date else None)
+        if not options.quiet:
+            plan_view.print_views(views, console())
+        return plan_view.answer(views)
+    if options.command == "status":
+        from pipelines import status
+
+        found = status.status_of(config)
+        if not options.quiet:
+            status.print_status(found, console())
+        return found
+    from pipelines import promotion
+
+    if options.command == "promote":
+        return promotion.promote(config, str(options.version), options.force)
+    return promotion.rollback(config)
+
+
+def tables(name: str | None) -> dict[str, Any]:
+    """The contract of `name`, or of every table, on standard output; its JSON line."""
+    from pipelines import contracts_view
+
+    found = contracts_view.contracts(name)
+    contracts_view.print_contracts(found, console())
+    return contracts_view.answer(found)
+
+
+def console() -> Console:
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)

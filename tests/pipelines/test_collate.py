@@ -116,7 +116,7 @@ def test_item_fields_hold_as_of_a_day(lake) -> None:
     pins = write_lake(lake, example_rows(1))
     catalogue = Catalogue(np.arange(40), np.zeros((40, 3), np.int32), np.zeros(40), np.full(40, DAYS[0]), "c1")
     late = item_table(lake, pins["items"], catalogue, 50, CODES)
-    early = item_table(lake, pins["items"], catalogue, 50, CODES, until=DAYS[0])
+    early = item_table(lake, pins["items"], catalogue, 50, CODES, until=DAYS[2])
     assert len(late) == 40 and late.codes[-1].tolist() == [CODES] * 3
     assert (late.authors[:40] > 0).all() and (early.authors[38:] == 0).all()
     assert torch.equal(late.authors[:38], early.authors[:38])

@@ -27,22 +27,15 @@ from jobs.lines import (
     require_columns,
     split_csv,
 )
+from jobs.mapping import KUAIRAND_ITEMS, KUAIRAND_LOG, columns_of
 from jobs.source_files import SourceFile, column_names, headers
 from schemas.config import SourceConfig
+from schemas.feedback import FLAGS
 
-FLAG_COLUMNS = {
-    "click": "is_click",
-    "long_view": "long_view",
-    "like": "is_like",
-    "follow": "is_follow",
-    "comment": "is_comment",
-    "forward": "is_forward",
-    "profile_enter": "is_profile_enter",
-    "hate": "is_hate",
-}
-LOG_COLUMNS = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "tab", *FLAG_COLUMNS.values())
-ITEM_ATTRIBUTES = ("video_type", "upload_type", "music_type", "visible_status")
-ITEM_COLUMNS = ("video_id", "author_id", "upload_dt", "video_duration", "tag", *ITEM_ATTRIBUTES)
+FLAG_COLUMNS = {flag: name for flag, name in columns_of(KUAIRAND_LOG).items() if flag in FLAGS}
+LOG_COLUMNS = tuple(columns_of(KUAIRAND_LOG).values())
+ITEM_ATTRIBUTES = KUAIRAND_ITEMS.attributes
+ITEM_COLUMNS = tuple(columns_of(KUAIRAND_ITEMS).values())
 USER_ATTRIBUTES = ("user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author")
 
 

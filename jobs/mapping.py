@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import types
 
-from schemas.config import ItemColumns, ItemMapping, LogColumns, LogMapping, SourceConfig, UserMapping
+from schemas.config import ItemColumns, ItemMapping, LogColumns, LogMapping, SourceConfig, UserColumns, UserMapping
 from schemas.errors import ContractViolation
 from schemas.feedback import FLAGS
 
@@ -35,6 +35,33 @@ KINDS = {
     "upload_date": "day",
     "withdrawn": "day",
 }
+KUAIRAND_LOG = LogMapping(
+    LogColumns(
+        user_id="user_id",
+        item_id="video_id",
+        ts="time_ms",
+        play_ms="play_time_ms",
+        duration_ms="duration_ms",
+        scene="tab",
+        click="is_click",
+        long_view="long_view",
+        like="is_like",
+        follow="is_follow",
+        comment="is_comment",
+        forward="is_forward",
+        profile_enter="is_profile_enter",
+        hate="is_hate",
+    ),
+    "log_*",
+)
+KUAIRAND_ITEMS = ItemMapping(
+    ItemColumns(
+        item_id="video_id", author_id="author_id", upload_date="upload_dt", duration_ms="video_duration", tags="tag"
+    ),
+    "video_features_basic*",
+    ("video_type", "upload_type", "music_type", "visible_status"),
+)
+KUAIRAND_USERS = UserMapping(UserColumns(user_id="user_id"), "user_features*")
 MOVIELENS_LOG = LogMapping(LogColumns(user_id="userId", item_id="movieId", ts="timestamp", rating="rating"), "ratings.*")
 MOVIELENS_ITEMS = ItemMapping(ItemColumns(item_id="movieId", title="title", tags="genres"), "movies.*")
 
@@ -53,7 +80,10 @@ class Cell:
 
 
 def mapping_of(source: SourceConfig) -> SourceConfig:
-    """The source as a mapped one: itself, or the mapping that MovieLens's files always have."""
+    """The source as a mapped one: itself, or the mapping that the files of its kind always have."""
+    if source.kind == "kuairand":
+        read = dataclasses.replace(source, kind="mapped", ts_unit="ms", ids="integer", list_separator=",", log=KUAIRAND_LOG)
+        return dataclasses.replace(read, items=KUAIRAND_ITEMS, users=KUAIRAND_USERS)
     if source.kind != "movielens":
         return source
     return dataclasses.replace(source, kind="mapped", ts_unit="s", ids="integer", log=MOVIELENS_LOG, items=MOVIELENS_ITEMS)

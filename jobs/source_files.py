@@ -52,8 +52,9 @@ class SourceFile:
         return self.name, self.sha256
 
 
-def find_files(source: SourceConfig, known: Iterable[Mapping[str, Any]] = ()) -> list[SourceFile]:
-    """The files of the source in (role, name) order; `known` are entries of an earlier manifest.
+def find_files(source: SourceConfig, known: Iterable[Mapping[str, Any]] = (), checksums: bool = True) -> list[SourceFile]:
+    """The files of the source in (role, name) order; `known` are entries of an earlier manifest. Without `checksums`
+    no file is read, and `sha256` is empty.
 
     Raises ConfigError where source.path is empty or missing, or holds no file of a role that the source needs.
     """
@@ -62,7 +63,7 @@ def find_files(source: SourceConfig, known: Iterable[Mapping[str, Any]] = ()) ->
     root = Path(source.path)
     if not root.exists():
         raise ConfigError(f"source.path is {source.path}, which does not exist; correct it in the configuration.")
-    remembered = {(e["path"], e["size"], e["mtime_ns"]): e["sha256"] for e in known}
+    remembered = {(e["path"], e["size"], e["mtime_ns"]): e["sha256"] for e in known} if checksums else None
     # Below the resolved root links stay links, so that names, and what Spark says of a row's file, agree.
     root = root.resolve()
     if source.kind == "sequences":
@@ -122,6 +123,11 @@ def column_types(file: SourceFile, separator: str = ",") -> dict[str, pa.DataTyp
     return {field.name: _plain(field.type) for field in schema}
 
 
+def is_same(one: SourceFile, other: SourceFile) -> bool:
+    """Whether two files hold the same bytes."""
+    return one.size == other.size and _sha256(Path(one.path)) == _sha256(Path(other.path))
+
+
 def _plain(dtype: pa.DataType) -> pa.DataType:
     return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
 
@@ -140,10 +146,12 @@ def _sequence_file(root: Path) -> Path:
 
 
 def _describe(
-    role: str, path: Path, root: Path, remembered: Mapping[tuple[str, int, int], str], titled: bool
+    role: str, path: Path, root: Path, remembered: Mapping[tuple[str, int, int], str] | None, titled: bool
 ) -> SourceFile:
     stat = path.stat()
-    sha256 = remembered.get((str(path), stat.st_size, stat.st_mtime_ns)) or _sha256(path)
+    sha256 = ""
+    if remembered is not None:
+        sha256 = remembered.get((str(path), stat.st_size, stat.st_mtime_ns)) or _sha256(path)
     name = path.relative_to(root).as_posix()
     return SourceFile(role, name, str(path), stat.st_size, stat.st_mtime_ns, sha256, titled)
 

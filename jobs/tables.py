@@ -21,6 +21,7 @@ from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake, assert_ray_readable, commit_metadata
 from schemas.tables import PARTITION, TABLES, Table
 
+SMALL_DAYS_TASKS = 64  # of a write with one file a day
 PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.logRetentionDuration": "interval 3650 days",  # identities live in the log
@@ -68,11 +69,10 @@ def replace_days(
     create(spark, lake, name)
     conformed = conform(rows, table)
     keys = [PARTITION, *order]
-    if order:
-        shuffled = conformed.repartitionByRange(max(1, files_a_day) * len(identities), *keys)
-    else:
-        shuffled = conformed.repartition(files_a_day * len(identities), PARTITION)
-    days = ", ".join(f"'{day.isoformat()}'" for day in sorted(identities))
+    # A task costs more than a small day: of thousands of them a task writes several, a file each.
+    tasks = files_a_day * len(identities) if files_a_day > 1 else min(len(identities), SMALL_DAYS_TASKS)
+    shuffled = conformed.repartitionByRange(tasks, *keys) if order else conformed.repartition(tasks, PARTITION)
+    days = ", ".join(f"DATE'{day.isoformat()}'" for day in sorted(identities))
     writer = (
         shuffled.sortWithinPartitions(*keys)
         .write.format("delta")

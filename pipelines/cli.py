@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     simulate = _command(commands, "simulate", "logs, users and videos in KuaiRand's format")
     simulate.add_argument("--out", required=True, help="folder to write")
     _command(commands, "report", "write the HTML report of the lake again")
+    _command(commands, "check", "what is wrong with the source and its mapping, before anything runs")
     _command(commands, "plan", "what a run, or the night of --date, would do, and why", date=True)
     _command(commands, "status", "tables, artifacts, model versions, runs and the lock")
     promote = _command(commands, "promote", "make a version whose gates passed the champion", force=True)
@@ -107,6 +108,10 @@ def execute(options: argparse.Namespace) -> dict[str, Any]:
     if options.command == "tables":
         return operator_commands.tables(options.name)
     config = load_config(options.config, overrides(options.set))
+    if options.command == "check":
+        from pipelines import source_check
+
+        return source_check.run(config, options.quiet)
     if options.command in operator_commands.NAMES:
         return operator_commands.execute(options, config)
     return run_command(options, config)

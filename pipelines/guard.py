@@ -127,5 +127,9 @@ def faults_of(day: DayRates, before: Sequence[DayRates], guard: GuardConfig) -> 
 
 def flag_band(middle: float, rows: float, factor: float) -> tuple[float, float]:
     """The rates that `rows` rows may show of a flag whose usual rate is `middle`: the factor, and sampling error."""
-    noise = DEVIATIONS * math.sqrt(max(middle, 1 / rows) * (1 - middle) / rows)
-    return middle / factor - noise, middle * factor + noise
+    low, high = middle / factor, min(1.0, middle * factor)
+    return low - _noise(low, rows), high + _noise(high, rows)
+
+
+def _noise(rate: float, rows: float) -> float:
+    return DEVIATIONS * math.sqrt(max(rate * (1 - rate), 1 / rows) / rows)

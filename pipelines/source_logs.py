@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines import ingest
 from pipelines.engines import Engines
+from pipelines.guard import check_days
 from pipelines.progress import Progress
 from pipelines.runner import Outcome, Runner
 from pipelines.stage import StageResult
@@ -48,7 +49,10 @@ def simulate_logs(settings: SimulateConfig, folder: str, engines: Engines, progr
 
 
 def ingest_logs(runner: Runner, force: bool, date: datetime.date | None = None) -> tuple[dict[str, Any], Outcome]:
-    """Counts and reasons of the log as ingested, of `date` alone where it is given, and what became of the stage."""
+    """Counts and reasons of the log as ingested, of `date` alone where it is given, and what became of the stage.
+
+    Raises ContractViolation for a day that the guard refuses, whether it was ingested now or before.
+    """
     started = time.monotonic()
     days = None if date is None else [date]
     report = None if force else ingest.done(runner.lake, runner.config, days)
@@ -64,6 +68,7 @@ def ingest_logs(runner: Runner, force: bool, date: datetime.date | None = None) 
         with runner.tracker.stage("ingest", identity) as run_id:
             runner.tracker.log(run_id, None, {}, outcome.result)
         runner.progress.say(f"ingest  [green]done[/green] in {outcome.seconds:.1f} s; {report.rows['kept']:,} impressions")
+    check_days(runner.lake, runner.config, days)
     return {"rows": report.rows, "reasons": report.reasons}, outcome
 
 

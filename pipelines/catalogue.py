@@ -48,9 +48,9 @@ def load_catalogue(lake: Lake, version: int, fit_day: datetime.date, until: date
     codes = table.column("codes").combine_chunks()
     levels = len(codes[0])
     return Catalogue(
-        item_ids=np.array(table.column("item_id")),  # copies, which PyTorch may hold: Arrow's memory is read-only
-        codes=np.array(codes.flatten()).reshape(-1, levels),
-        ranks=np.array(table.column("rank")),
+        item_ids=table.column("item_id").to_numpy().copy(),  # copies, which PyTorch may hold: Arrow's memory is read-only
+        codes=codes.flatten().to_numpy().copy().reshape(-1, levels),
+        ranks=table.column("rank").to_numpy().copy(),
         known_on=table.column("date").to_numpy().astype("datetime64[D]"),
         codebook_version=versions.pop(),
     )

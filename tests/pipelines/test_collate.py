@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -10,7 +12,15 @@ from hypothesis import strategies as st
 
 from model.requests import Requests
 from pipelines.catalogue import Catalogue
-from pipelines.collate import ExampleCollate, HistoryLimit, concat_requests, requests_of, text_hashes
+from pipelines.collate import (
+    EVENTS,
+    ExampleCollate,
+    HistoryLimit,
+    concat_requests,
+    requests_as_of,
+    requests_of,
+    text_hashes,
+)
 from pipelines.example_roles import role_events
 from pipelines.item_fields import item_table
 from pipelines.split import roles_by_day
@@ -122,3 +132,27 @@ def test_item_fields_hold_as_of_a_day(lake) -> None:
     assert torch.equal(late.authors[:38], early.authors[:38])
     assert (late.tags > 0).sum(1).tolist()[:40] == [min(i % 5, 3) for i in range(40)]
     assert late.tags[1, 0] == late.tags[9, 0]  # both have the tag t1
+
+
+def test_features_as_a_request_are_the_union_of_recent_and_engaged_events(lake) -> None:
+    """A user's row of user_features against the events that it was cut from, by hand."""
+    rng, mask, rows, wanted = np.random.default_rng(3), 2, [], []
+    for user in range(40):
+        events = [tuple(rng.integers(0, 50, len(EVENTS)).tolist()) for _ in range(rng.integers(0, 12))]
+        short = events[-4:]
+        engaged = [event for event in events if event[-1] & mask][-6:]
+        older = [event for event in engaged if event not in short]
+        if len(set(events)) < len(events):
+            continue
+        row = {"user_id": user, "attributes": [f"a={user}"]}
+        for place, name in enumerate(EVENTS):
+            row |= {f"short_{name}": [e[place] for e in short], f"positive_{name}": [e[place] for e in engaged]}
+        rows.append(row)
+        wanted.append([event[0] for event in [*older, *short]])
+    catalogue = Catalogue(np.arange(50), np.zeros((50, 3), np.int32), np.zeros(50), np.full(50, DAYS[0]), "c1")
+    requests = requests_as_of(pa.Table.from_pylist(rows), catalogue, mask, 77)
+    offsets = requests.history_offsets.tolist()
+    found = [requests.history_items[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+    assert found == wanted and len(wanted) > 20
+    assert requests.ts_us.tolist() == [77] * len(rows) and len(requests.target_items) == 0
+    assert requests.attribute_offsets.tolist() == list(range(len(rows) + 1))

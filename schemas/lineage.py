@@ -247,6 +247,7 @@ def plan(
     settings = {name: to_mapping(getattr(config, name), identity=True) for name in spec.settings}
     known: dict[str, Identities] = {}
     for output, reads in spec.outputs.items():
+        folds: dict[Read, Fold] = {}
         for read in reads:
             if read.source not in known:
                 fresh = result.expected.get(read.source)  # an earlier output of the same stage
@@ -260,7 +261,7 @@ def plan(
                 lacking = [d for d in days if d not in known[read.source]]
                 if lacking and (only in (None, day) or spec.artifact):
                     result.missing.append(f"{read.source} has no partition {lacking[0]}")
-                parts.append((read.source, _fold(known[read.source], days)))
+                parts.append((read.source, folds.setdefault(read, Fold()).of(known[read.source], days)))
             expected[day] = frozen.get(day) or digest(spec.name, output, spec.logic, settings, parts)
         present = _artifact_present(spec, lake, expected) if spec.artifact else lake.identities(output)
         result.expected[output] = expected
@@ -272,7 +273,7 @@ def plan(
 
 def input_days(read: Read, day: datetime.date, calendar: Calendar, config: Config) -> list[datetime.date]:
     """The days of an input that the partition of `day` reads and that its stage writes, in order."""
-    written = _written_days(read.source, calendar)
+    written = frozenset(_written_days(read.source, calendar))
     return [d for d in span_days(read.span, day, calendar, config) if d in written]
 
 
@@ -327,5 +328,26 @@ def _artifact_present(spec: StageSpec, lake: Lake, expected: Identities) -> Iden
     return {day: identity for day, identity in expected.items() if lake.manifest(spec.name, identity)}
 
 
-def _fold(identities: Identities, days: list[datetime.date]) -> str:
-    return digest([(day.isoformat(), identities.get(day, "")) for day in days])
+class Fold:
+    """One identity for the days of an input. Days that continue those asked before cost what they add, so that a plan
+    over thousands of days grows with the days and not with their square."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._days: list[datetime.date] = []
+        self._hash = hashlib.sha256(b"[[")
+
+    def of(self, identities: Identities, days: list[datetime.date]) -> str:
+        """The `digest` of the pairs (day, identity). `identities` are the same at every call."""
+        if days[: len(self._days)] != self._days:
+            self._restart()
+        known = len(self._days)
+        for place, day in enumerate(days[known:], known):
+            pair = json.dumps([day.isoformat(), identities.get(day, "")], separators=(",", ":"))
+            self._hash.update((b"," if place else b"") + pair.encode())
+        self._days = days
+        whole = self._hash.copy()
+        whole.update(b"]]")
+        return whole.hexdigest()[:16]

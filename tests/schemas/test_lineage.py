@@ -8,13 +8,28 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.ray_tables import replace_days
 from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config, SplitConfig
 from schemas.errors import ContractViolation
 from schemas.lake import Identities, Lake
-from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, REWARDS, SEQUENCES, TOKENIZE, TRAIN, StageSpec, plan, span_days
+from schemas.lineage import (
+    EMBED,
+    ITEM_PAIRS,
+    ORGANISE,
+    REWARDS,
+    SEQUENCES,
+    TOKENIZE,
+    TRAIN,
+    Fold,
+    StageSpec,
+    digest,
+    plan,
+    span_days,
+)
 from schemas.tables import TABLES
 
 DAYS = [datetime.date(2026, 1, 1) + datetime.timedelta(days=n) for n in range(6)]
@@ -143,3 +158,14 @@ def test_a_write_replaces_its_days_and_no_other(lake: Lake) -> None:
     assert lake.identities("semantic_ids") == {DAYS[0]: "a", DAYS[1]: "c"}
     with pytest.raises(ContractViolation, match="not among the days"):
         replace_days(lake, "semantic_ids", rows(4, DAYS[2]), {DAYS[1]: "d"})
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=8))
+def test_a_fold_of_days_is_the_digest_of_their_identities(runs: list[tuple[int, int]]) -> None:
+    """Runs of days in any order: continued, cut short, empty, or elsewhere."""
+    days = [datetime.date(2026, 1, 1) + datetime.timedelta(days=place) for place in range(12)]
+    identities = {day: f"identity {day.day}" for day in days[:9]}  # the last ones are not there
+    fold = Fold()
+    for start, stop in runs:
+        expected = digest([(day.isoformat(), identities.get(day, "")) for day in days[start:stop]])
+        assert fold.of(identities, days[start:stop]) == expected

@@ -12,7 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+# Standard output ends with one JSON object and holds nothing odd.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from mlflow.data.delta_dataset_source import DeltaDatasetSource
@@ -35,9 +38,7 @@ def tracking_uri(config: Config) -> str:
     """The configured server, or SQLite beside the artifacts. Always absolute: a relative default depends on who asks."""
     if config.tracking_uri:
         return config.tracking_uri
-    home = lake_of(config).home
-    home.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{home}/mlflow.db"
+    return f"sqlite:///{lake_of(config).home}/mlflow.db"
 
 
 class Tracker:
@@ -47,6 +48,7 @@ class Tracker:
         self.config = config
         self.lake = lake
         self.uri = tracking_uri(config)
+        lake.home.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         self.client = mlflow.MlflowClient(self.uri)

@@ -72,11 +72,12 @@ def fit_codebook(ray: Any, items: Dataset, rows: int, settings: TokenizeConfig, 
 
 
 def scaling(ray: Any, workers: int) -> ScalingConfig:
-    """A GPU a worker where there are enough; CPUs such that half of them stay free for reading."""
+    """A GPU a worker where there are enough; CPUs such that half of them stay free for reading; rows on every node."""
     available = ray.cluster_resources()
     use_gpu = 0 < workers <= int(available.get("GPU", 0))
     share = min(1.0, available.get("CPU", 1.0) / (2 * max(1, workers)))
-    return ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": share, "GPU": int(use_gpu)})
+    each = {"CPU": share, "GPU": int(use_gpu)}
+    return ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=each, placement_strategy="SPREAD")
 
 
 def fit_worker(config: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class Engines:
         return self._spark
 
     def ray(self) -> Any:
-        """The `ray` module, connected: to `ray_address`, or to a local Ray of this process."""
+        """The `ray` module, connected: to `ray_address`, to the cluster of the Ray job that this is, or to a local Ray."""
         import ray
 
         if not ray.is_initialized():
@@ -42,8 +42,9 @@ class Engines:
     def _start_ray(self, ray: Any) -> None:
         for key, value in ENVIRONMENT.items():
             os.environ.setdefault(key, value)
-        if self.resources.ray_address:
-            ray.init(address=self.resources.ray_address, log_to_driver=False, logging_level=logging.ERROR)
+        address = self.resources.ray_address or os.environ.get("RAY_ADDRESS")  # which `ray job submit` sets
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
                 num_cpus=self.resources.ray_cpus or os.cpu_count(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -63,7 +63,10 @@ def check_days(lake: Lake, config: Config, days: Collection[Day] | None = None) 
         before = [d for d in known if d < day][-guard.days :]
         if len(before) < guard.days:
             continue
-        rates = rates_of(lake, [*before, day])
+        rates = counts_of(lake, [*before, day])
+        if median(rates[d].rows for d in before) < guard.min_rows:
+            continue
+        add_flag_rates(lake, rates)
         faults = list(faults_of(rates[day], [rates[d] for d in before], guard))
         if faults:
             more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
@@ -73,26 +76,28 @@ def check_days(lake: Lake, config: Config, days: Collection[Day] | None = None) 
             )
 
 
-def rates_of(lake: Lake, days: Sequence[Day]) -> dict[Day, DayRates]:
-    """The rates of each day; a day without rows has none."""
+def counts_of(lake: Lake, days: Sequence[Day]) -> dict[Day, DayRates]:
+    """Rows and null rates of each day by the table's statistics; a day without rows has no rates."""
     found = {day: DayRates() for day in days}
-    table = lake.open("impressions")
-    counts = pa.table(table.get_add_actions(flatten=True)).to_pylist()
-    nulls: dict[Day, dict[str, int]] = {day: dict.fromkeys(MEASURED, 0) for day in days}
-    for file in counts:
-        day = file[f"partition.{PARTITION}"]
-        if day in found:
-            found[day].rows += file["num_records"] or 0
-            for name in MEASURED:
-                nulls[day][name] += file.get(f"null_count.{name}") or 0
-    dataset = table.to_pyarrow_dataset()
-    for day, rates in found.items():
-        if rates.rows:
-            rates.nulls = {name: n / rates.rows for name, n in nulls[day].items()}
-            known = [flag for flag in FLAGS if rates.nulls[flag] < 1]
-            scanner = dataset.scanner(columns=known, filter=pc.field(PARTITION) == pa.scalar(day, pa.date32()))
-            rates.flags = _flag_rates(scanner.to_batches(), known)
+    actions = pa.table(lake.open("impressions").get_add_actions(flatten=True))
+    wanted = pc.is_in(actions[f"partition.{PARTITION}"], value_set=pa.array(days, pa.date32()))
+    for file in actions.filter(wanted).to_pylist():
+        rates, rows = found[file[f"partition.{PARTITION}"]], file["num_records"] or 0
+        for name in MEASURED if rows else ():
+            nulls = rates.nulls.get(name, 0.0) * rates.rows + (file.get(f"null_count.{name}") or 0)
+            rates.nulls[name] = nulls / (rates.rows + rows)
+        rates.rows += rows
     return found
+
+
+def add_flag_rates(lake: Lake, rates: Mapping[Day, DayRates]) -> None:
+    """Reads the flags of each day, those that are not wholly null."""
+    dataset = lake.open("impressions").to_pyarrow_dataset()
+    for day, of_day in rates.items():
+        known = [flag for flag in FLAGS if of_day.nulls.get(flag, 1.0) < 1]
+        if known:
+            scanner = dataset.scanner(columns=known, filter=pc.field(PARTITION) == pa.scalar(day, pa.date32()))
+            of_day.flags = _flag_rates(scanner.to_batches(), known)
 
 
 def _flag_rates(batches: Iterator[pa.RecordBatch], names: Sequence[str]) -> dict[str, float]:

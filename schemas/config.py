@@ -129,8 +129,8 @@ class GuardConfig:
     enabled: bool = resource(True)
     days: int = resource(7)  # before the day; with fewer nothing is checked
     min_rows: int = resource(200)  # of the median day; fewer rows a day say nothing
-    rows_at_least: float = resource(0.3)  # times the median of those days
-    rows_at_most: float = resource(3.0)
+    rows_at_least: float = resource(0.2)  # times the median of those days
+    rows_at_most: float = resource(5.0)
     null_rate_band: float = resource(0.2)  # a column's share of nulls may leave the range of those days by this
     flag_rate_factor: float = resource(4.0)  # a flag's rate may differ from the median by this factor, noise apart
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.guard import DayRates, check_days, faults_of, rates_of
+from pipelines.guard import DayRates, add_flag_rates, check_days, counts_of, faults_of
 from pipelines.ray_tables import replace_days
 from schemas.config import Config, GuardConfig
 from schemas.errors import ContractViolation
@@ -21,7 +21,7 @@ from schemas.lake import Lake
 from schemas.tables import TABLES
 
 FIRST = datetime.date(2026, 1, 1)
-GUARD = GuardConfig(days=3, min_rows=50)
+GUARD = GuardConfig(days=3, min_rows=50, rows_at_least=0.3, rows_at_most=3.0)
 ROWS = 400
 
 
@@ -59,7 +59,8 @@ def lake_of_days(lake: Lake, days: list[pa.Table]) -> Lake:
 
 def test_rates_are_those_of_the_rows(lake: Lake) -> None:
     lake_of_days(lake, [impressions(0), impressions(1, rows=200, click=0.5, like=None, known=0.25)])
-    rates = rates_of(lake, [day_of(0), day_of(1)])
+    rates = counts_of(lake, [day_of(0), day_of(1)])
+    add_flag_rates(lake, rates)
     assert (rates[day_of(0)].rows, rates[day_of(1)].rows) == (400, 200)
     assert rates[day_of(0)].flags == {"click": 0.3, "like": 0.05}
     assert rates[day_of(1)].flags == {"click": 0.5}

@@ -42,7 +42,7 @@ def postgres_bin() -> Path:
 
 
 @contextmanager
-def postgresql(port: int) -> Iterator[str]:
+def postgresql(port: int, log: Path) -> Iterator[str]:
     """A fresh PostgreSQL; its URI. It refuses to run as root, who lends it to another user of the machine."""
     programs = postgres_bin()
     names = {entry.pw_name for entry in pwd.getpwall()}
@@ -55,9 +55,8 @@ def postgresql(port: int) -> Iterator[str]:
         create = [programs / "initdb", "-D", data, "-U", USER, "--auth=trust", "-E", "UTF8", "--no-sync"]
         subprocess.run(create, check=True, capture_output=True, user=user, cwd=folder)
         command = [str(programs / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", name, "-F"]
-        with server(command, lambda: listens(port), Path(f"{name}.log"), user=user, cwd=folder):
+        with server(command, lambda: listens(port), log, user=user, cwd=folder):
             yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
-    Path(f"{name}.log").unlink()
 
 
 @contextmanager
@@ -82,7 +81,7 @@ def healthy(uri: str) -> bool:
 def test_lineage_and_registry_through_a_server(tmp_path: Path) -> None:
     ports = free_ports(2)
     with ExitStack() as running:
-        database = running.enter_context(postgresql(ports[0]))
+        database = running.enter_context(postgresql(ports[0], tmp_path / "postgres.log"))
         uri = running.enter_context(mlflow_server(database, tmp_path, ports[1]))
         config = Config(name="served", lake=str(tmp_path / "lake"), tracking_uri=uri)
         lake = lake_of(config)

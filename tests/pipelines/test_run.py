@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -14,12 +13,12 @@ import pandas as pd
 import pytest
 
 from pipelines.bundle import load_bundle
-from pipelines.cli import main
 from pipelines.gates import better_than_popularity
-from schemas.errors import EXIT_DONE, ContractViolation
+from schemas.errors import ContractViolation
 from schemas.lake import Lake
 from schemas.tables import TABLES
 from tests.conftest import REPOSITORY
+from tests.pipelines.command_line import answer_of, shared_engines
 
 SETTINGS = {
     "simulate.impressions": 12_000,
@@ -45,7 +44,7 @@ SETTINGS = {
     "resources.spark_partitions": 2,
     "resources.object_store_mb": 300,
 }
-WRITTEN = set(TABLES) - {"lifelong_sequences", "recommendations"}
+WRITTEN = set(TABLES) - {"lifelong_sequences"}
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +57,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, engin
     arguments = ["run", "--config", str(REPOSITORY / "conf" / "demo.yaml"), "--quiet"]
     for key, value in settings.items():
         arguments += ["--set", f"{key}={value}"]
-    # The engines of the test session are used, and stay.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.run.Engines", lambda resources: engines)
-        patch.setattr(engines, "stop", lambda: None)
-        patch.setattr(engines, "stop_spark", lambda: None)
-        patch.chdir(folder)  # the lake's path is relative, as the demo's is
+    with shared_engines(engines, folder):  # the lake's path is relative, as the demo's is
         yield {
             "first": answer_of(arguments, folder),
             "arguments": arguments,
             "lake": Lake(f"{folder}/lake"),
             "folder": folder,
         }
-
-
-def answer_of(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """The JSON object of the last line on standard output."""
-    out = folder / "out.txt"
-    with out.open("w") as stream, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
-        assert main(arguments) == EXIT_DONE
-    return json.loads(out.read_text().splitlines()[-1])
 
 
 def test_the_last_line_says_what_was_built(ran: dict[str, Any]) -> None:
@@ -100,7 +85,7 @@ def test_every_stage_is_one_nested_run_with_its_tables(ran: dict[str, Any]) -> N
     experiment = client.get_experiment_by_name("demo")
     runs = client.search_runs([experiment.experiment_id], "tags.stage != ''")
     stages = {run.data.tags["stage"]: run for run in runs}
-    assert len(runs) == len(stages) == 10
+    assert len(runs) == len(stages) == 12
     parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
     assert len(parents) == 1
     inputs = {(i.dataset.name, i.tags[0].value): i.dataset.digest for i in stages["train"].inputs.dataset_inputs}

@@ -6,7 +6,9 @@ A failed gate is no failure: the version is registered, the alias stays, and the
 from __future__ import annotations
 
 import json
-import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import mlflow
 from mlflow import MlflowClient
 from mlflow.models import ModelSignature
+from mlflow.utils.logging_utils import disable_logging, enable_logging
 
 from pipelines.bundle import load_bundle, write_bundle
 from pipelines.candidates import model_folder
@@ -110,8 +113,7 @@ def judge(context: StageContext, champion: dict[str, Any] | None) -> list[Gate]:
 
 def log_model(context: StageContext, bundle_folder: Path, name: str) -> str:
     """Logs and registers the bundle with the code that serves it; the new version's number."""
-    logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
-    with mlflow.start_run(run_id=context.run_id):
+    with mlflow.start_run(run_id=context.run_id), _quiet():
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(ROOT / "pipelines" / "serving_model.py"),
@@ -122,3 +124,15 @@ def log_model(context: StageContext, bundle_folder: Path, name: str) -> str:
             registered_model_name=name,
         )
     return str(info.registered_model_version)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow tells what the stage tells anyway, and advises an example although the signature is given."""
+    disable_logging()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")
+            yield
+    finally:
+        enable_logging()

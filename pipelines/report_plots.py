@@ -7,11 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +17,8 @@ OTHER = "#829ab1"
 
 
 def canvas(width: float = 7.0, height: float = 3.4, columns: int = 1) -> tuple[Figure, Any]:
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")  # no pyplot: neither a display nor global state
+    axes = figure.subplots(1, columns)
     for axis in np.atleast_1d(axes):
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(colors=INK, labelsize=8)
@@ -113,5 +109,4 @@ def as_image(figure: Figure) -> str:
     """The figure as a data URI, so that the report is one file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,7 +2,7 @@
 `spark-submit`, which then decides on master, memory and JARs.
 
 It plans, locks the lake, runs and stamps exactly as the stage of the whole run does, without Ray or MLflow, and prints
-one JSON object.
+one JSON object as the last line; an error is one sentence on standard error, which spark-submit puts on standard output.
 """
 
 from __future__ import annotations

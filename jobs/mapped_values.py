@@ -21,6 +21,7 @@ MICROS = {"s": 1_000_000, "ms": 1000, "us": 1}
 INTEGER = r"^(0|-?[1-9][0-9]*)$"  # as an integer is written; 007 and +7 are text
 DATED = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ]|$)"
 ZONED = r":[0-9]{2}.*(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)$"
+MOST = 3e38  # of a float; NaN and infinity lie above
 ROUNDING = 1e-3  # a log-probability may exceed 0 by no more
 
 
@@ -118,7 +119,7 @@ def milliseconds(given: Input, unit: str, positive: bool = False) -> Value:
 def number(given: Input) -> Value:
     """A finite number as float."""
     value = given.double
-    finite = value.isNotNull() & ~F.isnan(value) & (F.abs(value) < 3e38)
+    finite = value.isNotNull() & (F.abs(value) < MOST)
     return Value(F.when(finite, value).cast("float"), given.fault(given.text.isNotNull() & ~finite, "is not a number"))
 
 
@@ -128,7 +129,7 @@ def flag(given: Input) -> Value:
         return Value(given.column, F.lit(None).cast("string"))
     count, word = given.double, F.lower(given.text)
     by_word = F.when(word.isin("true", "t", "yes", "y"), True).when(word.isin("false", "f", "no", "n"), False)
-    usable = by_word.isNotNull() | ((count >= 0) & ~F.isnan(count))
+    usable = by_word.isNotNull() | count.between(0, MOST)
     fault = given.fault(given.text.isNotNull() & ~F.coalesce(usable, F.lit(False)), "is neither a flag nor a count")
     return Value(F.coalesce(by_word, count > 0), fault)
 

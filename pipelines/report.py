@@ -93,6 +93,7 @@ def images(summary: Summary) -> dict[str, str]:
         "lengths": lambda: lengths_figure(summary.lake),
         "codebook": lambda: codebook_figure(summary.lake),
         "loss": lambda: loss_figure(summary.manifests["train"]),
+        "alignment": lambda: loss_figure(summary.manifests["align"]),
         "recall": lambda: metrics_figure(summary.manifests["evaluate"], "recall"),
         "ndcg": lambda: metrics_figure(summary.manifests["evaluate"], "ndcg"),
     }
@@ -140,8 +141,8 @@ def codebook_figure(lake: Lake) -> Figure | None:
     return plots.codebook_use(np.array(codes))
 
 
-def loss_figure(train: dict[str, Any]) -> Figure | None:
-    series = {name: points for name, points in train.get("series", {}).items() if points and "loss" in name}
+def loss_figure(trained: dict[str, Any]) -> Figure | None:
+    series = {name: points for name, points in trained.get("series", {}).items() if points and "loss" in name}
     return plots.curves(series) if series else None
 
 

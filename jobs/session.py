@@ -14,9 +14,11 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from py4j.protocol import Py4JError
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
@@ -126,16 +128,20 @@ def own_jvm(resources: ResourceConfig) -> dict[str, str]:
 
 
 def end_session(spark: SparkSession) -> None:
-    """Stops the session and ends its JVM, which would otherwise keep its heap until this process ends."""
-    spark.stop()
+    """Stops the session and ends its JVM, which would otherwise keep its heap until this process ends. A JVM that has
+    ended already is no error here: whoever used it has one."""
+    with suppress(Py4JError, OSError):
+        spark.stop()
     gateway = SparkContext._gateway
     if gateway is None:  # Spark Connect, or spark-submit owns the JVM
         return
     process = getattr(gateway, "proc", None)
-    gateway.shutdown()
+    with suppress(Py4JError, OSError):
+        gateway.shutdown()
     SparkContext._gateway = SparkContext._jvm = None
     if process is not None:
-        process.stdin.close()  # the JVM ends when its parent's end of the pipe does
+        with suppress(OSError):
+            process.stdin.close()  # the JVM ends when its parent's end of the pipe does
         process.wait()
 
 

@@ -112,7 +112,10 @@ def verify(folder: Path) -> dict[str, Any]:
         raise ContractViolation(f"{folder} is no model bundle: manifest.json is missing; register the model again.")
     manifest: dict[str, Any] = json.loads(path.read_text())
     if manifest.get("format") != FORMAT:
-        raise ContractViolation(f"{folder} has bundle format {manifest.get('format')}, this release reads format {FORMAT}.")
+        raise ContractViolation(
+            f"{folder} has bundle format {manifest.get('format')}, this release reads format {FORMAT}; "
+            "use the release that made it, or register the model again."
+        )
     for part in PARTS:
         if not (folder / part).is_file():
             raise ContractViolation(f"{folder}: part {part} is missing; register the model again.")

@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 
 import yaml
 
+from pipelines.outages import explained, sentence_of
 from schemas.config import Config
-from schemas.errors import EXIT_DONE, EXIT_FAILED, ConfigError, LazyRecError
+from schemas.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from schemas.lineage import STAGES
 from schemas.loader import load_config, parse_date
 
@@ -91,30 +92,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def sentence_of(error: BaseException | None) -> LazyRecError | None:
-    """The error for people behind `error`: itself, or the cause that a worker of Ray or Spark reported."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, LazyRecError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
-
-
 def execute(options: argparse.Namespace) -> dict[str, Any]:
     from pipelines import operator_commands
 
     if options.command == "tables":
         return operator_commands.tables(options.name)
     config = load_config(options.config, overrides(options.set))
-    if options.command == "check":
-        from pipelines import source_check
+    with explained(config):
+        if options.command == "check":
+            from pipelines import source_check
 
-        return source_check.run(config, options.quiet)
-    if options.command in operator_commands.NAMES:
-        return operator_commands.execute(options, config)
-    return run_command(options, config)
+            return source_check.run(config, options.quiet)
+        if options.command in operator_commands.NAMES:
+            return operator_commands.execute(options, config)
+        return run_command(options, config)
 
 
 def run_command(options: argparse.Namespace, config: Config) -> dict[str, Any]:

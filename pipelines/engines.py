@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from pipelines.ray_watch import RayWatch
 from schemas.config import ResourceConfig
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Engines:
         self.resources = resources
         self._spark: SparkSession | None = None
         self._ray_started = False
+        self._watch: RayWatch | None = None
 
     @property
     def spark(self) -> SparkSession:
@@ -47,12 +49,15 @@ class Engines:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
+                address="local",  # without it Ray joins a cluster that somebody started on this machine
                 num_cpus=self.resources.ray_cpus or os.cpu_count(),
                 object_store_memory=self.resources.object_store_mb * 2**20,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+            self._watch = RayWatch()
+            self._watch.start()
         for chatty in ("ray.data", "ray.train"):  # plans and timings of every small data set; errors are raised
             logging.getLogger(chatty).setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
@@ -73,5 +78,7 @@ class Engines:
         if self._ray_started:
             import ray
 
+            if self._watch is not None:
+                self._watch.stop()
             ray.shutdown()
             self._ray_started = False

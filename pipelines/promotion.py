@@ -75,6 +75,12 @@ def history(client: MlflowClient, name: str) -> list[str]:
     return held if held[-1:] == [now] else [*held, now]
 
 
+def champion_before(client: MlflowClient, name: str) -> dict[str, Any] | None:
+    """The version that held the alias before the one that holds it now, as `champion_of` gives it, or None."""
+    held = history(client, name)[:-1]
+    return {"name": name, "version": held[-1], "uri": f"models:/{name}/{held[-1]}"} if held else None
+
+
 def promote(config: Config, version: str, force: bool = False) -> dict[str, Any]:
     """Makes `version` the champion. Raises ConfigError for an unknown version, LazyRecError where a gate failed."""
     client, name = registry(config), config.register.name

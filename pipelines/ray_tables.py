@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray.data
-from deltalake import CommitProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from schemas.errors import ContractViolation, MissingUpstream
@@ -70,29 +70,43 @@ def replace_days(
     """
     table = TABLES[name]
     days = ", ".join(f"'{day.isoformat()}'" for day in sorted(identities))
-    exists = lake.exists(name)
+    create(lake, name)
     batches = _Conformed(rows.to_reader() if isinstance(rows, pa.Table) else rows, table, identities)
     try:
         write_deltalake(
             lake.path(name),
             pa.RecordBatchReader.from_batches(table.schema, batches),
             mode="overwrite",
-            predicate=f"{PARTITION} IN ({days})" if exists else None,
-            partition_by=None if exists else [PARTITION],
-            configuration=None if exists else {"delta.logRetentionDuration": "interval 3650 days"},
-            description=None if exists else table.meaning,
+            predicate=f"{PARTITION} IN ({days})",
             commit_properties=CommitProperties(
                 custom_metadata={"userMetadata": commit_metadata(table.written_by, identities)}
             ),
         )
     except DeltaError as error:
         raise batches.error or error from error
-    if not exists and table.checks:
-        lake.open(name).alter.add_constraint(dict(table.checks))
     assert_ray_readable(lake, name)
     version = lake.version(name)
     assert version is not None  # just written
     return version
+
+
+def create(lake: Lake, name: str) -> None:
+    """Creates the table from its contract where it is missing. Its constraints are commits of their own, so they come
+    before any row, and a kill between the two leaves none out."""
+    table = TABLES[name]
+    if not lake.exists(name):
+        DeltaTable.create(
+            lake.path(name),
+            schema=table.schema,
+            partition_by=[PARTITION],
+            configuration={"delta.logRetentionDuration": "interval 3650 days"},
+            description=table.meaning,
+        )
+    there = lake.open(name)
+    properties = there.metadata().configuration
+    lacking = {check: text for check, text in table.checks.items() if f"delta.constraints.{check}" not in properties}
+    if lacking:
+        there.alter.add_constraint(lacking)
 
 
 class _Conformed:

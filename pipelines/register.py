@@ -24,7 +24,7 @@ from pipelines.catalogue import load_catalogue
 from pipelines.gates import Gate, better_than_popularity, not_worse_than_champion
 from pipelines.item_fields import item_table
 from pipelines.measurement import MODEL
-from pipelines.promotion import describe_version, move_champion
+from pipelines.promotion import champion_before, describe_version, move_champion
 from pipelines.registry import CHAMPION, champion_of
 from pipelines.serving import INPUTS, OUTPUTS, PARAMS
 from pipelines.stage import StageContext, StageResult
@@ -33,6 +33,7 @@ from schemas.loader import to_mapping
 # What `predict` needs at run time; the pins are those of this environment.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pyyaml", "safetensors", "torch", "deltalake", "ray")
 CODE = ("schemas", "model", "pipelines")
+NEWEST = 10  # versions among which one that was broken off is looked for
 ROOT = Path(__file__).resolve().parent.parent  # of the packages
 
 
@@ -43,8 +44,12 @@ def run(context: StageContext) -> StageResult:
     name = context.config.register.name
     client = MlflowClient()
     champion = champion_of(client, name)
+    number = version_of(client, name, context.identity)
+    if number is not None and champion is not None and str(champion["version"]) == number:
+        champion = champion_before(client, name)  # a version is not judged against itself
     gates = judge(context, champion)
-    number = log_model(context, bundle_folder, name)
+    if number is None:
+        number = log_model(context, bundle_folder, name)
     passed = all(gate.passed for gate in gates)
     verdicts = [{"passed": gate.passed, "text": gate.text} for gate in gates]
     describe_version(client, name, number, verdicts, facts_of(context))
@@ -109,6 +114,17 @@ def judge(context: StageContext, champion: dict[str, Any] | None) -> list[Gate]:
     if champion is not None:
         gates.append(not_worse_than_champion(context, champion))
     return gates
+
+
+def version_of(client: MlflowClient, name: str, identity: str) -> str | None:
+    """The version that a run of this stage registered before it was broken off, or None: it is completed, so that a kill
+    leaves no second version of one model. What a finished run registered stays as it is."""
+    found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=NEWEST)
+    for registered in found:
+        run = client.get_run(registered.run_id) if registered.run_id and registered.status == "READY" else None
+        if run and run.data.tags.get("identity") == identity and run.info.status != "FINISHED":
+            return str(registered.version)
+    return None
 
 
 def log_model(context: StageContext, bundle_folder: Path, name: str) -> str:

@@ -29,6 +29,7 @@ from schemas.lineage import StagePlan
 from schemas.loader import to_mapping
 
 METRICS_A_CALL = 1000  # of one log_batch
+SQLITE = "sqlite:///"
 
 for noisy in ("mlflow", "alembic"):
     logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -49,6 +50,7 @@ class Tracker:
         self.lake = lake
         self.uri = tracking_uri(config)
         lake.home.mkdir(parents=True, exist_ok=True)
+        create_database(self.uri)
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         self.client = mlflow.MlflowClient(self.uri)
@@ -136,6 +138,23 @@ class Tracker:
         if report is not None:
             self.client.log_artifact(run_id, str(report))
         self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+
+def create_database(uri: str) -> None:
+    """Makes an SQLite database that is missing beside its place and renames it: MLflow takes seconds to migrate a new
+    one, and a kill within them would leave one that it can neither use nor mend."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or path.is_file():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    draft = path.with_name(f"{path.name}.draft")
+    for name in (draft.name, *(f"{draft.name}-{end}" for end in ("wal", "shm", "journal"))):
+        path.with_name(name).unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store = SqlAlchemyStore(f"{SQLITE}{draft}", (path.parent / "_mlflow").as_uri())
+    store.engine.dispose()
+    draft.replace(path)
 
 
 def _metric_name(name: str) -> str:

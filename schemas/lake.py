@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from schemas.config import Config
 from schemas.errors import ContractViolation
 from schemas.tables import PARTITION, TABLES
 
 Identities = dict[datetime.date, str]
+
+FORMAT = 1  # of manifests
 
 # Reader features that Ray's path over Arrow data sets honours. Column mapping is the dangerous one:
 # it would read as all-null columns without an error.
@@ -60,7 +63,15 @@ class Lake:
         return f"{self.root}/{TABLES[table].name}"
 
     def open(self, table: str, version: int | None = None) -> DeltaTable:
-        return DeltaTable(self.path(table), version=version)
+        """The table at `version` (default: the newest). Raises ContractViolation for one that a newer release wrote."""
+        try:
+            return DeltaTable(self.path(table), version=version)
+        except DeltaError as error:
+            if "Unsupported" not in str(error):
+                raise
+            raise ContractViolation(
+                f"Table {table} in {self.root} was written by a newer release ({error}); use that release, or another lake."
+            ) from error
 
     def exists(self, table: str) -> bool:
         return DeltaTable.is_deltatable(self.path(table))
@@ -103,7 +114,7 @@ class Lake:
     def manifest(self, stage: str, identity: str) -> dict[str, Any] | None:
         """The manifest of a complete artifact, or None."""
         path = self.artifact(stage, identity) / "manifest.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return _manifest_of(path) if path.is_file() else None
 
     def newest_artifact(self, stage: str) -> str | None:
         """The identity of the artifact that was completed last, or None."""
@@ -115,8 +126,22 @@ class Lake:
         folder = self.artifact(stage, identity)
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / "manifest.json.draft"
-        draft.write_text(json.dumps({"stage": stage, "identity": identity, **content}, indent=2, default=str))
+        whole = {"format": FORMAT, "stage": stage, "identity": identity, **content}
+        draft.write_text(json.dumps(whole, indent=2, default=str))
         draft.replace(folder / "manifest.json")
+
+
+def _manifest_of(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ContractViolation(f"{path} is no JSON; remove the folder {path.parent} and run again.") from error
+    if content.get("format", FORMAT) > FORMAT:
+        raise ContractViolation(
+            f"{path} has format {content['format']}, written by a newer release; this one reads up to {FORMAT}: "
+            "use that release, or another lake."
+        )
+    return content
 
 
 def lake_of(config: Config) -> Lake:

@@ -1,0 +1,88 @@
+"""What becomes of an error from outside this program: a full disk, a dead JVM, a lost worker, a cluster that is not there.
+
+Each is one sentence that says what is wrong and what to do. An error that none of these explains is a defect of this
+program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from schemas.config import Config
+from schemas.errors import LazyRecError
+from schemas.lake import lake_of
+
+AGAIN = "the tables are at their last committed version, and the same command goes on from there."
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# As the system, SQLite, the JVM, delta-rs and safetensors say it.
+FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "database or disk is full")
+DENIED_WORDS = ("Permission denied", "Read-only file system")
+JVM_ERRORS = ("Py4JNetworkError", "Py4JConnectionError")
+JVM_WORDS = ("Answer from Java side is empty", "while trying to connect to the Java server", "No active SparkContext")
+WORKER_ERRORS = ("WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "ActorUnavailableError", "RaySystemError")
+WORKER_WORDS = ("worker process has died", "Worker unexpectedly exits", "Worker exits unexpectedly", "node has died")
+CLUSTER_WORDS = ("Could not find any running Ray instance", "Failed to connect to GCS", "Ray Client connection timed out")
+
+
+@contextmanager
+def explained(config: Config) -> Iterator[None]:
+    """Raises what ends the block as an error for people, where it is one; else as it came."""
+    try:
+        yield
+    except Exception as error:
+        if sentence_of(error) is not None:
+            raise
+        found = outage_of(error, config)
+        if found is None:
+            raise
+        raise found from error
+
+
+def sentence_of(error: BaseException | None) -> LazyRecError | None:
+    """The error for people behind `error`: itself, or the cause that a worker of Ray or Spark reported."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, LazyRecError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def outage_of(error: BaseException, config: Config) -> LazyRecError | None:
+    """The sentence for an error of the system or of an engine, or None."""
+    chain = list(_chain(error))
+    text = "\n".join(f"{type(e).__name__}: {e}" for e in chain)
+    if any(isinstance(e, OSError) and e.errno in FULL for e in chain) or _says(text, FULL_WORDS):
+        places = f"the lake {lake_of(config).home} or temporary files in {tempfile.gettempdir()}"
+        return LazyRecError(f"No space is left for {places}; free some: {AGAIN}")
+    denied = next((word for word in DENIED_WORDS if word in text), None)
+    if denied:
+        return LazyRecError(f"{denied} below the lake {lake_of(config).home} or its source; correct it: {AGAIN}")
+    if any(type(e).__name__ in JVM_ERRORS for e in chain) or _says(text, JVM_WORDS):
+        heap = config.resources.spark_heap
+        return LazyRecError(
+            f"Spark's JVM ended in the middle of the work, killed or out of memory (resources.spark_heap: {heap}); {AGAIN}"
+        )
+    if _says(text, CLUSTER_WORDS):
+        address = config.resources.ray_address or "RAY_ADDRESS"
+        return LazyRecError(f"No Ray cluster answers at resources.ray_address ({address}); start it or correct it.")
+    if any(type(e).__name__ in WORKER_ERRORS for e in chain) or _says(text, WORKER_WORDS):
+        return LazyRecError(f"A process of Ray ended in the middle of the work, killed or out of memory; {AGAIN}")
+    return None
+
+
+def _says(text: str, words: tuple[str, ...]) -> bool:
+    return any(word in text for word in words)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what lies behind it, the last cause last."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__

@@ -63,9 +63,17 @@ def plan_views(config: Config, date: datetime.date | None = None) -> list[View]:
     for step in steps:
         served = dataclasses.replace(step, pinned={**pinned, **step.pinned})
         views.append(_view(served, config, virtual, historian))
-    would = {view.stage: view for view in views}
-    if would[REGISTER.name].would == RUN:
-        would[RECOMMEND.name].note = "another champion would make it anew"
+    return _served(views, bool(pinned))
+
+
+def _served(views: list[View], has_champion: bool) -> list[View]:
+    """What depends on the champion, which `register` may move, and without which there is nothing to recommend."""
+    register = next(view for view in views if view.stage == REGISTER.name)
+    for place, view in enumerate(views):
+        if view.stage == RECOMMEND.name and register.would == RUN:
+            view.note = "another champion would make it anew"
+        elif view.stage == RECOMMEND.name and view.would == RUN and not has_champion:
+            views[place] = View(view.stage, SKIP, note="no version is champion yet")
     return views
 
 

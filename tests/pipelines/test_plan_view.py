@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.differences import Historian, changed_days, in_words
-from pipelines.plan_view import RUN, SKIP, WAIT, View, plan_views
+from pipelines.plan_view import RUN, SKIP, WAIT, View, _served, plan_views
 from pipelines.steps import whole_run
 from schemas.config import Config
 from schemas.lake import Lake
@@ -96,6 +96,13 @@ def test_a_changed_setting_is_named_with_both_values(built: Lake, tmp_path: Path
     assert views["rewards"].reasons["rewards"] == {f"{rewards} changed from 3 to 7": DAYS}
     assert set(views["train"].reasons["train"]) == {f"{train} changed from {default.train.learning_rate} to 0.5"}
     assert views["organise"].would == SKIP
+
+
+def test_without_a_champion_there_is_nothing_to_recommend(built: Lake, tmp_path: Path) -> None:
+    views = [View("register", SKIP), View("recommend", RUN, {"recommendations": DAYS[-1:]})]
+    assert [view.would for view in _served(list(views), has_champion=True)] == [SKIP, RUN]
+    assert [view.would for view in _served(list(views), has_champion=False)] == [SKIP, SKIP]
+    assert views_of(config_of(tmp_path))["recommend"].would == RUN  # registration may bring one
 
 
 def test_settings_that_no_manifest_remembers_are_not_invented(lake: Lake, tmp_path: Path) -> None:

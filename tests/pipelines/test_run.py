@@ -76,7 +76,7 @@ def test_the_last_line_says_what_was_built(ran: dict[str, Any]) -> None:
         assert {"recall@5", "recall@10", "recall@50", "recall@500", "ndcg@5", "ndcg@10", "ndcg@50"} <= set(cells)
         assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1 for cell in cells.values())
     assert answer["model"]["name"] == "lazyrec"
-    assert Path(answer["report"]).read_text().count("data:image/png") == 6
+    assert Path(answer["report"]).read_text().count("data:image/png") == 7
     assert answer["peak_memory_bytes"] > 0
 
 
@@ -98,6 +98,15 @@ def test_the_same_command_skips_everything_and_writes_nothing(ran: dict[str, Any
     assert again["status"] == "skipped"
     for name in ("tables", "rows", "metrics", "model"):
         assert again[name] == ran["first"][name]
+
+
+def test_a_plan_of_what_was_run_would_do_nothing_and_one_of_other_settings_says_why(ran: dict[str, Any]) -> None:
+    arguments = ["plan", *ran["arguments"][1:]]
+    assert answer_of(arguments, ran["folder"])["would_run"] == []
+    found = answer_of([*arguments, "--set", "train.learning_rate=0.5"], ran["folder"])
+    assert found["would_run"][0] == "train"
+    reasons = {stage["stage"]: stage["reasons"] for stage in found["stages"]}
+    assert [text.split(" changed")[0] for text in reasons["train"]["train"]] == ["settings train.learning_rate"]
 
 
 def test_a_kill_between_the_lake_and_the_mirror_repairs_itself(ran: dict[str, Any]) -> None:

@@ -5,9 +5,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 DATA ?=
+KILLS ?= 100
+NIGHTS ?= 10
+SEED ?= 0
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test format docs bench-baselines clean
+.PHONY: help setup lock demo check test format docs bench-baselines soak faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,6 +52,13 @@ docs: setup  ## the pages that are made from code
 
 bench-baselines: setup  ## popularity, ItemKNN and SASRec on the Beauty file
 	$(BIN)/python -m benchmarks.baselines
+
+soak: setup  ## kills at random moments and nights in a row; KILLS=100 NIGHTS=10 SEED=0
+	$(BIN)/python -m tests.faults.soak --kills $(KILLS) --nights $(NIGHTS) --seed $(SEED)
+
+faults: setup  ## every fault played, and the page of them
+	$(BIN)/python -m tests.faults.table > docs/faults.draft
+	mv docs/faults.draft docs/faults.md
 
 clean:  ## remove the demo's lakes
 	rm -rf lake

@@ -38,6 +38,7 @@ def read(spark: SparkSession, lake: Lake, name: str, version: int | None = None)
     """The rows of a table at `version` (default: the newest). Raises MissingUpstream where there is no table."""
     if not lake.exists(name):
         raise MissingUpstream(f"Table {name} is not in {lake.root} yet; run stage {TABLES[name].written_by} first.")
+    assert_ray_readable(lake, name)
     reader = spark.read.format("delta")
     if version is not None:
         reader = reader.option("versionAsOf", version)

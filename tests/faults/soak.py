@@ -1,0 +1,158 @@
+"""`make soak`: kill -9 at random moments, the same command again, and the same lake in the end; then nights in a row.
+
+    python -m tests.faults.soak --kills 100 --nights 10 --seed 0
+
+An unbroken run into one lake is the reference. Each kill falls on a run into a fresh lake, at a moment that is uniform
+over the reference's duration, and hits the driver, the Spark JVM or a process of Ray. Then the same command runs until
+it ends with 0, and the two lakes must hold the same (`tests.faults.fingerprint`). Nothing of a killed run may live on.
+The nights follow a whole run, a file a night, with a kill on every third. Exits 1 where anything is not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from schemas.errors import EXIT_DONE
+from tests.faults.fingerprint import Fingerprint, differences, drafts, fingerprint
+from tests.faults.kills import KINDS, kill, last_line, stage_now, victim
+from tests.faults.tiny import BASE, DAYS, USERS, Tiny, start, tiny
+
+TRIES = 3  # of the same command after a kill
+
+
+@dataclass
+class Seen:
+    """What the soak saw, in lines and in counts."""
+
+    faults: int = 0
+    killed: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and stage
+
+    def say(self, line: str, faults: Sequence[str] = ()) -> None:
+        self.faults += bool(faults)
+        sys.stdout.write(f"{line}{'; NOT AS IT MUST BE: ' + ', '.join(faults) if faults else ''}\n")
+        sys.stdout.flush()
+
+
+def finish(deployment: Tiny, arguments: Sequence[str], seen: Seen) -> tuple[int, list[str]]:
+    """Runs the command until it ends with 0; how often that took, and what is wrong."""
+    for attempt in range(1, TRIES + 1):
+        if start(deployment, arguments, log="again").wait() == EXIT_DONE:
+            return attempt, []
+        seen.say(f"    again: {last_line(deployment.folder / 'again.err')}")
+    return TRIES, ["the same command does not end with 0"]
+
+
+def killed_run(
+    deployment: Tiny, arguments: Sequence[str], moment: float, chance: random.Random, seen: Seen
+) -> tuple[str, list[str]]:
+    """One run with one kill after `moment` seconds; what is said of it, and what is wrong."""
+    run = start(deployment, arguments)
+    time.sleep(moment)
+    found = victim(run, KINDS, chance)
+    stage = stage_now(deployment)
+    if found is None or run.poll() is not None:
+        run.wait()
+        return f"ended before the kill at {moment:.1f} s with {run.returncode}", []
+    kind, process = found
+    code, living = kill(process, run)
+    seen.killed[kind, stage] += 1
+    words = last_line(deployment.folder / "log.err")
+    faults = [f"lives on: {name}" for name in living]
+    if code > 0 and not words.startswith("lazyrec: "):
+        faults.append("no sentence")
+    return f"{moment:5.1f} s, {kind}, {stage}: exit {code}, {words!r}", faults
+
+
+def soak_kills(folder: Path, kills: int, chance: random.Random, seen: Seen) -> None:
+    reference = tiny(folder / "reference")
+    started = time.monotonic()
+    code = start(reference, ["run"]).wait()
+    seconds = time.monotonic() - started
+    if code != EXIT_DONE:
+        seen.say(f"reference: exit {code}", [last_line(reference.folder / "log.err")])
+        return
+    wanted = fingerprint(reference.lake)
+    seen.say(f"reference: exit 0 in {seconds:.1f} s")
+    broken = tiny(folder / "broken")
+    for number in range(1, kills + 1):
+        broken.forget()
+        said, faults = killed_run(broken, ["run"], chance.uniform(0, seconds), chance, seen)
+        attempts, unfinished = finish(broken, ["run"], seen)
+        faults += unfinished or compared(broken, wanted)
+        seen.say(f"kill {number}: {said}; then {attempts} run(s)" + (", equal" if not faults else ""), faults)
+
+
+def compared(deployment: Tiny, wanted: Fingerprint) -> list[str]:
+    faults = [f"{what} differ(s)" for what in differences(fingerprint(deployment.lake), wanted)]
+    return faults + [f"draft {path}" for path in drafts(deployment.lake)]
+
+
+def soak_nights(folder: Path, nights: int, chance: random.Random, seen: Seen) -> None:
+    deployment = tiny(folder / "nights")
+    code = start(deployment, ["run"]).wait()
+    seen.say(f"nights: whole run over {len(BASE)} days: exit {code}", [] if code == EXIT_DONE else ["no 0"])
+    codes, seconds = codes_of(deployment), 60.0
+    for number, day in enumerate(DAYS[len(BASE) : len(BASE) + nights], 1):
+        deployment.add_day(day)
+        arguments, said, faults = ["run", "--date", str(day)], "", []
+        if number % 3 == 0:
+            said, faults = killed_run(deployment, arguments, chance.uniform(0, seconds), chance, seen)
+            said = f" {said}; then"
+        started = time.monotonic()
+        attempts, unfinished = finish(deployment, arguments, seen)
+        seconds = min(seconds, time.monotonic() - started)
+        faults += unfinished or night_faults(deployment, day, codes)
+        codes = codes_of(deployment)
+        seen.say(f"night {number}, {day}:{said} {attempts} run(s), {len(codes)} items", faults)
+
+
+def codes_of(deployment: Tiny) -> dict[int, str]:
+    rows = deployment.lake.open("semantic_ids").to_pyarrow_dataset().to_table().to_pylist()
+    return {row["item_id"]: f"{row['codes']} {row['rank']} {row['codebook_version']}" for row in rows}
+
+
+def night_faults(deployment: Tiny, day: datetime.date, before: dict[int, str]) -> list[str]:
+    """What is not as a night must leave it."""
+    lake, faults = deployment.lake, []
+    now = codes_of(deployment)
+    if any(now.get(item) != codes for item, codes in before.items()):
+        faults.append("a code moved")
+    newest = lake.manifest("align", lake.newest_artifact("align") or "") or {}
+    if newest.get("trained_until") != str(day):
+        faults.append(f"the candidate is trained until {newest.get('trained_until')}")
+    shown = lake.open("recommendations").to_pyarrow_dataset().to_table(columns=["user_id", "date"]).to_pylist()
+    users = {row["user_id"] for row in shown if row["date"] == day}
+    if len(users) != USERS:
+        faults.append(f"{len(users)} of {USERS} users have recommendations")
+    return faults + [f"draft {path}" for path in drafts(lake)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="tests.faults.soak", description="kills, nights, and what they leave")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--nights", type=int, default=10, help=f"at most {len(DAYS) - len(BASE)}")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    seen, chance = Seen(), random.Random(options.seed)
+    with tempfile.TemporaryDirectory(prefix="lazyrec_soak_") as folder:
+        if options.kills:
+            soak_kills(Path(folder), options.kills, chance, seen)
+        if options.nights:
+            soak_nights(Path(folder), options.nights, chance, seen)
+    for (kind, stage), count in sorted(seen.killed.items()):
+        seen.say(f"{count:4d}  {kind} in {stage}")
+    seen.say(f"{sum(seen.killed.values())} kills, {options.nights} nights, {seen.faults} not as they must be")
+    return 1 if seen.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # As the system, SQLite, the JVM, delta-rs and safetensors say it.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "database or disk is full")
 DENIED_WORDS = ("Permission denied", "Read-only file system")
+LONGEST = 300  # characters of another's message
 JVM_ERRORS = ("Py4JNetworkError", "Py4JConnectionError")
 JVM_WORDS = ("Answer from Java side is empty", "while trying to connect to the Java server", "No active SparkContext")
 WORKER_ERRORS = ("WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "ActorUnavailableError", "RaySystemError")
@@ -59,9 +60,9 @@ def outage_of(error: BaseException, config: Config) -> LazyRecError | None:
     if any(isinstance(e, OSError) and e.errno in FULL for e in chain) or _says(text, FULL_WORDS):
         places = f"the lake {lake_of(config).home} or temporary files in {tempfile.gettempdir()}"
         return LazyRecError(f"No space is left for {places}; free some: {AGAIN}")
-    denied = next((word for word in DENIED_WORDS if word in text), None)
+    denied = next((line for line in text.splitlines() if _says(line, DENIED_WORDS)), None)
     if denied:
-        return LazyRecError(f"{denied} below the lake {lake_of(config).home} or its source; correct it: {AGAIN}")
+        return LazyRecError(f"{denied[:LONGEST]}; let this user write the lake and read its source: {AGAIN}")
     if any(type(e).__name__ in JVM_ERRORS for e in chain) or _says(text, JVM_WORDS):
         heap = config.resources.spark_heap
         return LazyRecError(

@@ -33,9 +33,12 @@ class RayWatch:
         self._stop.set()
 
     def _watch(self) -> None:
+        import ray
+
         while not self._stop.wait(SECONDS):
             for server in self._servers:
-                if not _runs(server) and not self._stop.is_set():
+                # Whoever shuts Ray down, at the interpreter's end too, disconnects before the servers end.
+                if not _runs(server) and ray.is_initialized() and not self._stop.is_set():
                     end(server)
 
 

@@ -57,6 +57,7 @@ class Tracker:
         self.experiment_id = self._experiment()
         self.parent: Run | None = None
         self._mirrored: set[str] | None = None
+        self._end_broken_runs()
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.config.name)
@@ -125,9 +126,18 @@ class Tracker:
 
     def _parent_id(self) -> str:
         if self.parent is None:
-            self.parent = self.client.create_run(self.experiment_id, run_name=f"run {self.config.name}")
+            tags = {"lake": self.lake.root}
+            self.parent = self.client.create_run(self.experiment_id, run_name=f"run {self.config.name}", tags=tags)
             self.client.log_dict(self.parent.info.run_id, to_mapping(self.config), "config.yaml")
         return self.parent.info.run_id
+
+    def _end_broken_runs(self) -> None:
+        """What still runs on this lake, whose lock this process holds, was killed."""
+        running = self.client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'", max_results=5000)
+        broken = {run.info.run_id for run in running if run.data.tags.get("lake") == self.lake.root}
+        for run in running:
+            if run.info.run_id in broken or run.data.tags.get("mlflow.parentRunId") in broken:
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     def finish(self, metrics: Mapping[str, float], report: Path | None, failed: bool = False) -> None:
         """Ends the parent run, if there is one, with the run's metrics and report."""

@@ -9,6 +9,7 @@ Under spark-submit the JVM is there before this module: master, memory and JARs 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -101,6 +102,7 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
     )
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it prints tracebacks of errors that it raises as well
     if by_spark_submit():
         return builder.getOrCreate()
     java_version()

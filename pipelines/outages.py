@@ -63,7 +63,7 @@ def outage_of(error: BaseException, config: Config) -> LazyRecError | None:
     denied = next((line for line in text.splitlines() if _says(line, DENIED_WORDS)), None)
     if denied:
         return LazyRecError(f"{denied[:LONGEST]}; let this user write the lake and read its source: {AGAIN}")
-    if any(type(e).__name__ in JVM_ERRORS for e in chain) or _says(text, JVM_WORDS):
+    if any(map(_is_dead_jvm, chain)) or _says(text, JVM_WORDS):
         heap = config.resources.spark_heap
         return LazyRecError(
             f"Spark's JVM ended in the middle of the work, killed or out of memory (resources.spark_heap: {heap}); {AGAIN}"
@@ -74,6 +74,12 @@ def outage_of(error: BaseException, config: Config) -> LazyRecError | None:
     if any(type(e).__name__ in WORKER_ERRORS for e in chain) or _says(text, WORKER_WORDS):
         return LazyRecError(f"A process of Ray ended in the middle of the work, killed or out of memory; {AGAIN}")
     return None
+
+
+def _is_dead_jvm(error: BaseException) -> bool:
+    """Py4J's own errors have no word of Java; one that a living JVM answered is a subclass, or brings a trace."""
+    name = type(error).__name__
+    return name in JVM_ERRORS or (name == "Py4JError" and "Trace:" not in str(error))
 
 
 def _says(text: str, words: tuple[str, ...]) -> bool:

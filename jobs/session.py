@@ -102,7 +102,7 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
     )
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it prints tracebacks of errors that it raises as well
+    logging.getLogger().addFilter(_is_not_py4j)
     if by_spark_submit():
         return builder.getOrCreate()
     java_version()
@@ -111,6 +111,11 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
     for key, value in own_jvm(resources).items():
         builder = builder.config(key, value)
     return builder.getOrCreate()
+
+
+def _is_not_py4j(record: logging.LogRecord) -> bool:
+    """Py4J logs, by the root logger, the traceback of an error of a dead JVM that it raises as well."""
+    return record.module not in ("java_gateway", "clientserver")
 
 
 def own_jvm(resources: ResourceConfig) -> dict[str, str]:

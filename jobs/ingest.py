@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
 from typing import Any
@@ -160,7 +160,7 @@ def _write_impressions(
     most = max(counts[day.isoformat()][KEPT] for day in identities)
     files = -(-most // ROWS_A_FILE)
     tables.replace_days(spark, lake, "impressions", kept, identities, max(1, files), order=("user_id", "ts"))
-    committed = rows_by_day(lake, "impressions")
+    committed = lake.rows_by_day("impressions")
     for day in identities:
         if committed.get(day, 0) != counts[day.isoformat()][KEPT]:
             raise ContractViolation(
@@ -225,18 +225,6 @@ def _write_catalogues(
         rows = catalogues.history(spark, lake, table, snapshot, source, work.log.days, work.since, originals_of).persist()
         cleanup.callback(rows.unpersist)
         catalogues.commit(spark, lake, table, rows, source, days, force)
-
-
-def rows_by_day(lake: Lake, name: str) -> dict[Day, int]:
-    """Rows of each partition by the statistics of the table's own log."""
-    actions = lake.open(name).get_add_actions(flatten=True)
-    found: dict[Day, int] = {}
-    pairs: Iterable[tuple[Day, int]] = zip(
-        actions.column("partition.date").to_pylist(), actions.column("num_records").to_pylist(), strict=True
-    )
-    for day, n in pairs:
-        found[day] = found.get(day, 0) + (n or 0)
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Faults and bad input, each with what must come of it: an exit code, and words of the sentence that is printed.
 
-A case changes a deployment of two days, empty or ingested, and names the command. `tests.faults.table` makes the page of
+A case changes a deployment of three days, empty or ingested, and names the command. `tests.faults.table` makes the page of
 all of them, and tests/faults/test_faults.py holds each to what it says here.
 """
 
@@ -23,7 +23,7 @@ from tests.faults.full_disk import small_disk
 from tests.faults.tiny import COLUMNS, DAYS, Row, Tiny, day_rows, write_rows
 
 DAY = DAYS[0]
-NEXT = DAYS[2]  # the first day that the deployments do not have
+NEXT = DAYS[3]  # the first day that the deployments do not have
 DEFAULT_PORTS = (4040, 5000, 6379, 8265, 10001, 25333)  # Spark's page, MLflow, Ray's GCS, dashboard and client, Py4J
 FUTURE = {"readerFeatures": ["timeTravel2030"], "writerFeatures": ["timeTravel2030"]}
 Make = Callable[[Tiny, ExitStack], None]
@@ -39,7 +39,7 @@ class Case:
     command: tuple[str, ...] = ("ingest",)
     code: int = EXIT_USAGE
     words: str = ""
-    ingested: bool = False  # the lake holds both days before the fault
+    ingested: bool = False  # the lake holds the days before the fault
     writes: bool = False  # a pass of Spark follows, which takes seconds
 
 
@@ -141,8 +141,8 @@ def add_commit(deployment: Tiny, *actions: dict[str, Any]) -> None:
 
 
 def newer_manifest(deployment: Tiny, stack: ExitStack) -> None:
-    (path,) = (deployment.lake.home / "_artifacts" / "ingest").glob("*/manifest.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    for path in (deployment.lake.home / "_artifacts" / "ingest").glob("*/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
 
 
 def busy(deployment: Tiny, stack: ExitStack) -> None:
@@ -188,7 +188,15 @@ WAITING = [
     ),
     Case("nothing ingested", "a stage on an empty lake", nothing, ("sequences",), EXIT_RETRY, "lazyrec ingest"),
     Case("missing upstream", "after ingest alone", nothing, ("train",), EXIT_RETRY, "no partition", ingested=True),
-    Case("night without its log", "", nothing, ("run", "--date", str(NEXT)), EXIT_RETRY, str(NEXT), ingested=True),
+    Case(
+        "night without its log",
+        "the file of that day is not there yet",
+        nothing,
+        ("run", "--date", str(NEXT)),
+        EXIT_RETRY,
+        str(NEXT),
+        ingested=True,
+    ),
     Case("second run", "another process holds the lake", busy, ("run",), EXIT_RETRY, "Another run", ingested=True),
 ]
 LAKES = [

@@ -34,8 +34,8 @@ class Observed:
 
 
 def deployment_of(case: Case, folder: Path, ingested: Tiny) -> Tiny:
-    """Two days; with the lake of `ingested` where the case asks for it."""
-    made = tiny(folder, DAYS[:2])
+    """Three days; with the lake of `ingested` where the case asks for it."""
+    made = tiny(folder, DAYS[:3])
     if case.ingested:
         shutil.copytree(ingested.folder / "lake", folder / "lake")
     return made

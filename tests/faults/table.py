@@ -26,7 +26,7 @@ from tests.faults.tiny import DAYS, Tiny, printed, start, tiny
 HEAD = """# When something goes wrong
 
 Made by `make faults`; `tests/faults/cases.py` says what each fault is, `make soak` kills whole runs at random moments.
-The commands run on a small log of two days. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 retry later.
+The commands run on a small log of three days. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 retry later.
 A run that failed or was killed is repaired by the same command.
 
 | fault | what was done | command | exit | last line printed | state after |
@@ -48,16 +48,16 @@ def main() -> int:
 
 
 def lines(folder: Path, engines: Engines) -> Iterator[Line]:
-    ingested = tiny(folder / "ingested", DAYS[:2])
+    ingested = tiny(folder / "ingested", DAYS[:3])
     start(ingested, ["ingest"]).wait()
     try:
         for number, case in enumerate(CASES):
             yield played(case, folder / str(number), ingested, engines)
     finally:
         engines.stop()
-    yield without_java(tiny(folder / "no_java", DAYS[:2]))
+    yield without_java(tiny(folder / "no_java", DAYS[:3]))
     for kind in ("jvm", "driver"):
-        yield killed(kind, tiny(folder / kind, DAYS[:2]))
+        yield killed(kind, tiny(folder / kind, DAYS[:3]))
 
 
 def played(case: Case, folder: Path, ingested: Tiny, engines: Engines) -> Line:

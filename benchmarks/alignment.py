@@ -44,7 +44,7 @@ from schemas.loader import load_config
 
 OUT = Path(__file__).parent / "out" / "alignment.jsonl"
 REQUESTS, DEPTH = 2_000, 10
-WEIGHTS = {"code": (0.3, 1.0, 3.0), "item": (1.0, 3.0)}
+WEIGHTS = {"code": (0.0, 0.3, 1.0, 3.0), "item": (1.0, 3.0)}  # 0: the next-token loss alone
 
 
 class Bench:

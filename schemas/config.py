@@ -301,7 +301,7 @@ class AlignConfig:
 
     enabled: bool = True
     days: int = 2  # the last train days, whose exposures are learned from
-    weight: float = 1.0  # of the policy loss beside the next-token loss
+    weight: float = 0.3  # of the policy loss beside the next-token loss
     unit: Literal["code", "item"] = "code"  # what one probability ratio is about
     top_share: float = 0.25  # of a batch's quantiles earn +1
     learning_rate: float = 3e-4

@@ -74,7 +74,11 @@ class Lake:
             ) from error
 
     def exists(self, table: str) -> bool:
-        return DeltaTable.is_deltatable(self.path(table))
+        path = self.path(table)
+        if "://" not in path:  # a kill before the first commit leaves the log's folder, which delta-rs takes for a table
+            log = Path(path) / "_delta_log"
+            return any(log.glob("[0-9]*.json")) or any(log.glob("[0-9]*.checkpoint*.parquet"))
+        return DeltaTable.is_deltatable(path)
 
     def tables(self) -> list[str]:
         """The tables that exist."""

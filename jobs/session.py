@@ -77,7 +77,10 @@ def java_version() -> int:
     remedy = "Install a JDK (Debian: apt-get install openjdk-17-jre-headless) or set JAVA_HOME."
     if shutil.which(command) is None:
         raise LazyRecError(f"Spark needs Java {', '.join(map(str, JAVA_VERSIONS))}, and {command} is not there. {remedy}")
-    banner = subprocess.run([command, "-version"], capture_output=True, text=True, check=True).stderr
+    ran = subprocess.run([command, "-version"], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise LazyRecError(f"{command} does not run (exit code {ran.returncode}). {remedy}")
+    banner = ran.stderr
     match = re.search(r'version "(\d+)', banner)
     major = int(match.group(1)) if match else 0
     if major < JAVA_VERSIONS[0]:

@@ -98,6 +98,7 @@ def create(spark: SparkSession, lake: Lake, name: str) -> None:
     """Creates the table from its contract where it is missing: comments, properties, CHECK constraints."""
     if lake.exists(name):
         return
+    lake.clear_unborn(name)
     table = TABLES[name]
     builder = DeltaTable.createIfNotExists(spark).location(lake.path(name)).comment(table.meaning)
     for arrow, spark_field in zip(table.schema, spark_schema(table), strict=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,11 @@ class Lake:
             log = Path(path) / "_delta_log"
             return any(log.glob("[0-9]*.json")) or any(log.glob("[0-9]*.checkpoint*.parquet"))
         return DeltaTable.is_deltatable(path)
+
+    def clear_unborn(self, table: str) -> None:
+        """Removes the log's folder of a table whose creation a kill broke off: Spark creates none beside other files."""
+        if "://" not in self.root and not self.exists(table):
+            shutil.rmtree(Path(self.path(table)) / "_delta_log", ignore_errors=True)
 
     def tables(self) -> list[str]:
         """The tables that exist."""

@@ -37,7 +37,7 @@ def kind_of(process: psutil.Process, driver: int) -> str | None:
     except psutil.Error:
         return None
     if name == "java":
-        return "jvm"
+        return None if "-version" in command else "jvm"
     if name in KINDS:
         return name
     return "ray worker" if command and command[0].startswith("ray::") else None

@@ -17,6 +17,7 @@ import psutil
 
 from pipelines.engines import Engines
 from schemas.config import ResourceConfig
+from schemas.errors import EXIT_DONE
 from tests.faults.cases import CASES, Case
 from tests.faults.full_disk import NoSmallDisk
 from tests.faults.kills import below, kill, kind_of, last_line, wait_until
@@ -89,7 +90,7 @@ def killed(kind: str, deployment: Tiny) -> Line:
     code, living = kill(victims()[0], run)
     sentence = general(last_line(deployment.folder / "log.err"), deployment.folder)
     again = start(deployment, ["ingest"]).wait()
-    rows = deployment.lake.row_count("impressions")
+    rows = deployment.lake.row_count("impressions") if again == EXIT_DONE else 0
     after = f"{len(living)} processes left; the same command again: exit {again}, {rows} impressions"
     return f"killed {kind}", f"kill -9 of the {kind} in the middle of ingest", "`lazyrec ingest`", code, sentence, after
 

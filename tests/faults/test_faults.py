@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from jobs import tables
 from pipelines.outages import outage_of
 from schemas.config import Config
 from schemas.errors import EXIT_FAILED
+from schemas.lake import Lake
 from tests.faults.cases import CASES, FILES, LAKES, NIGHTS, USAGE, WAITING, Case
 from tests.faults.full_disk import NoSmallDisk
 from tests.faults.observed import deployment_of, play
@@ -57,6 +59,15 @@ def test_without_java_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     (sentence,) = [line for line in printed(deployment) if line.startswith("lazyrec: ")]
     assert "Spark needs Java" in sentence
     assert deployment.lake.tables() == []
+
+
+def test_a_table_whose_creation_was_broken_off_is_created(spark: Any, lake: Lake) -> None:
+    log = Path(lake.path("impressions")) / "_delta_log"
+    log.mkdir(parents=True)
+    (log / f".{0:020}.json.draft.tmp").write_text("{")
+    assert not lake.exists("impressions")
+    tables.create(spark, lake, "impressions")
+    assert lake.version("impressions") == 0
 
 
 def test_a_defect_keeps_its_traceback() -> None:

@@ -89,6 +89,8 @@ def killed(kind: str, deployment: Tiny) -> Line:
     time.sleep(0.2)
     code, living = kill(victims()[0], run)
     sentence = general(last_line(deployment.folder / "log.err"), deployment.folder)
+    if code < 0:  # as a shell says it; a killed program has no last word
+        code, sentence = 128 - code, "(its progress up to the kill)"
     again = start(deployment, ["ingest"]).wait()
     rows = deployment.lake.row_count("impressions") if again == EXIT_DONE else 0
     after = f"{len(living)} processes left; the same command again: exit {again}, {rows} impressions"

@@ -10,7 +10,7 @@ NIGHTS ?= 10
 SEED ?= 0
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test format docs bench-baselines soak faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines soak faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -40,8 +40,11 @@ check: setup  ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: setup  ## every test
+test: setup  ## every test but the long ones
 	$(BIN)/python -m pytest
+
+test-long: setup  ## real kills, and a stage submitted to a cluster of two nodes
+	$(BIN)/python -m pytest -m long
 
 format: setup  ## put the code into shape
 	$(BIN)/ruff check --fix .

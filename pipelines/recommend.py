@@ -100,6 +100,7 @@ class Recommender:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         mlflow.set_tracking_uri(settings["tracking_uri"])
+        mlflow.set_registry_uri(settings["tracking_uri"])  # a worker may have inherited another one's
         self.settings, self.config = settings, settings["config"]
         self.lake, self.day = settings["lake"], settings["days"][-1]
         model = mlflow.pyfunc.load_model(f"models:/{settings['model']}")

@@ -25,6 +25,8 @@ from tests.faults.observed import versions
 from tests.faults.tiny import Tiny, start, tiny
 from tests.pipelines.command_line import answer_of, shared_engines
 
+pytestmark = pytest.mark.long
+
 
 class BrokenOff(BaseException):
     """Stands for a kill: nothing of the program catches it."""

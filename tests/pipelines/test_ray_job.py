@@ -90,7 +90,7 @@ def submit(address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_submitted_stage_equals_the_one_in_this_process(
     lake: Lake, tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, engines: Engines
 ) -> None:

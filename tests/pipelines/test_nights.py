@@ -22,6 +22,8 @@ from schemas.errors import EXIT_RETRY
 from schemas.lake import Lake
 from tests.pipelines.command_line import answer_of, shared_engines
 
+pytestmark = pytest.mark.long
+
 FIRST = datetime.date(2026, 3, 1)
 DAYS = [FIRST + datetime.timedelta(days=n) for n in range(8)]
 BASE, NIGHTS = DAYS[:6], DAYS[6:]

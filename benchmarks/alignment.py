@@ -34,9 +34,10 @@ from pipelines.example_roles import load_roles
 from pipelines.exposures import load_exposures
 from pipelines.item_fields import item_table
 from pipelines.progress import Progress
-from pipelines.run import log_calendar, run_one
+from pipelines.run import run_one
 from pipelines.sampling import Sample
 from pipelines.split import Role
+from schemas.calendar import log_calendar
 from schemas.config import Config
 from schemas.feedback import mask_of
 from schemas.lake import lake_of

@@ -15,18 +15,8 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.lines import (
-    FIRST_MS,
-    LAST_MS,
-    LONGEST_MS,
-    MAX_ID,
-    PLACE,
-    integer,
-    integer_fault,
-    read_lines,
-    require_columns,
-    split_csv,
-)
+from jobs.bounds import FIRST_MS, LAST_MS, LONGEST_MS, MAX_ID
+from jobs.lines import PLACE, integer, integer_fault, read_lines, require_columns, split_csv
 from jobs.mapping import KUAIRAND_ITEMS, KUAIRAND_LOG, columns_of
 from jobs.source_files import SourceFile, column_names, headers
 from schemas.config import SourceConfig

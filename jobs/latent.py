@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from jobs.bounds import DAY_MS
 from schemas.config import SimulateConfig
 
-DAY_MS = 86_400_000
 REQUEST_SIZES = (0.07776, 0.33696, 0.68256, 0.91296, 0.98976)  # cumulative: 3 + Binomial(5, 0.4), mean 5
 MEAN_REQUEST = 5.0
 ACTIVITY = 0.6  # exponent of the heavy tail: the busiest user has (2 / users)^0.6 of all requests

@@ -21,11 +21,6 @@ from jobs.source_files import SourceFile, column_names
 from schemas.errors import ContractViolation
 
 PLACE = ("source_file", "block", "line")  # ascending: the order of the rows in the files
-DAY_MS = 86_400_000
-FIRST_MS = DAY_MS  # times before 1970-01-02 are zeros or seconds taken for milliseconds
-LAST_MS = 4_133_980_799_999  # the end of the year 2100
-LONGEST_MS = 7 * DAY_MS  # of a play or an item; more is no plausible measurement
-MAX_ID = 2**63 - 1
 _BROKEN = "broken"
 # A quote within quotes is doubled (RFC 4180).
 _CSV = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _BROKEN, "escape": '"'}

@@ -14,8 +14,9 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.bounds import ROUNDING
 from jobs.lines import PLACE, escaped_paths, read_lines, source_file, split_csv
-from jobs.mapped_values import ROUNDING, Input, Value, day, flag, floats, identifier, milliseconds, moment, number, texts
+from jobs.mapped_values import Input, Value, day, flag, floats, identifier, milliseconds, moment, number, texts
 from jobs.mapping import ATTRIBUTE, Cell, cells_of, columns_of, role_mappings
 from jobs.source_files import SourceFile, column_types, headers
 from schemas.config import SourceConfig
@@ -96,7 +97,6 @@ def _text(spark: SparkSession, files: list[SourceFile], cells: list[Cell], sourc
 
 
 def _parquet(spark: SparkSession, files: list[SourceFile], cells: list[Cell], source: SourceConfig) -> DataFrame:
-    spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")  # what pandas writes is refused otherwise
     rows = spark.read.parquet(*escaped_paths(files))
     quoted = {cell.name: F.col("`" + cell.name.replace("`", "``") + "`") for cell in cells}
     return rows.select(

@@ -13,16 +13,14 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, LongType, TimestampNTZType
 
-from jobs.lines import FIRST_MS, LAST_MS, LONGEST_MS, MAX_ID
+from jobs.bounds import FALSE, FIRST_MS, INTEGER, LAST_MS, LONGEST_MS, MAX_ID, TRUE
 from jobs.mapping import Cell, is_list, is_number, is_text
 from schemas.config import SourceConfig
 
 MICROS = {"s": 1_000_000, "ms": 1000, "us": 1}
-INTEGER = r"^(0|-?[1-9][0-9]*)$"  # as an integer is written; 007 and +7 are text
 DATED = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ]|$)"
 ZONED = r":[0-9]{2}.*(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)$"
 MOST = 3e38  # of a float; NaN and infinity lie above
-ROUNDING = 1e-3  # a log-probability may exceed 0 by no more
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def flag(given: Input) -> Value:
     if types.is_boolean(given.cell.type):
         return Value(given.column, F.lit(None).cast("string"))
     count, word = given.double, F.lower(given.text)
-    by_word = F.when(word.isin("true", "t", "yes", "y"), True).when(word.isin("false", "f", "no", "n"), False)
+    by_word = F.when(word.isin(*TRUE), True).when(word.isin(*FALSE), False)
     usable = by_word.isNotNull() | count.between(0, MOST)
     fault = given.fault(given.text.isNotNull() & ~F.coalesce(usable, F.lit(False)), "is neither a flag nor a count")
     return Value(F.coalesce(by_word, count > 0), fault)

@@ -62,8 +62,8 @@ KUAIRAND_ITEMS = ItemMapping(
     ("video_type", "upload_type", "music_type", "visible_status"),
 )
 KUAIRAND_USERS = UserMapping(UserColumns(user_id="user_id"), "user_features*")
-MOVIELENS_LOG = LogMapping(LogColumns(user_id="userId", item_id="movieId", ts="timestamp", rating="rating"), "ratings.*")
-MOVIELENS_ITEMS = ItemMapping(ItemColumns(item_id="movieId", title="title", tags="genres"), "movies.*")
+MOVIELENS_LOG = LogMapping(LogColumns(user_id="userId", item_id="movieId", ts="timestamp", rating="rating"), "ratings")
+MOVIELENS_ITEMS = ItemMapping(ItemColumns(item_id="movieId", title="title", tags="genres"), "movies")
 
 
 @dataclass(frozen=True)

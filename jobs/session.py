@@ -99,6 +99,7 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
         .config("spark.databricks.delta.snapshotPartitions", "2")  # 50 by default: seconds an operation on 2 cores
         # Delta leaves out a commit that changes no file; the stamp of a day without rows would be lost with it.
         .config("spark.databricks.delta.skipRecordingEmptyCommits", "false")
+        .config("spark.sql.legacy.parquet.nanosAsLong", "true")  # pandas' timestamps are refused otherwise
         .config("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
         .config("spark.sql.parquet.compression.codec", "zstd")
         .config("spark.hadoop.fs.s3.impl", "org.apache.hadoop.fs.s3a.S3AFileSystem")  # delta-rs and Ray say s3:// too

@@ -27,7 +27,8 @@ from pyarrow import fs
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.latent import DAY_MS, World, logistic, whole
+from jobs.bounds import DAY_MS
+from jobs.latent import World, logistic, whole
 from jobs.main import command, job_parser
 from jobs.session import spark_session
 from jobs.simulated_items import exposure, items, ranking, series, video_features

@@ -19,15 +19,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.mapping import mapping_of, role_mappings
 from schemas.config import SourceConfig
 from schemas.errors import ConfigError, ContractViolation
 
 CSV = (".csv", ".csv.gz")
 TEXT = (*CSV, ".tsv", ".tsv.gz", ".txt", ".txt.gz")  # with a header line
 PARQUET = (".parquet",)
-KUAIRAND = {"log": "log_*", "users": "user_features*", "items": "video_features_basic*"}
-MOVIELENS = {"log": "ratings", "items": "movies", "tags": "tags"}
-OPTIONAL = ("tags",)
+TAGS = "tags"  # role and file of what users wrote, which MovieLens may lack
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def find_files(source: SourceConfig, known: Iterable[Mapping[str, Any]] = (), ch
     found = []
     for role, patterns in _patterns(source).items():
         paths = _matching(root, patterns)
-        if not paths and role not in OPTIONAL:
+        if not paths and role != TAGS:
             raise ConfigError(
                 f"{root} holds no file {' or '.join(patterns)}; add it or correct source.path{_or_key(source, role)}."
             )
@@ -84,11 +83,11 @@ def find_files(source: SourceConfig, known: Iterable[Mapping[str, Any]] = (), ch
 
 def _patterns(source: SourceConfig) -> dict[str, list[str]]:
     """By role, the patterns of the files that a source of this kind holds."""
-    if source.kind == "mapped":
-        mappings = {"log": source.log, "items": source.items, "users": source.users}
-        return {role: [mapping.files] for role, mapping in mappings.items() if mapping is not None}
-    named = KUAIRAND if source.kind == "kuairand" else MOVIELENS
-    return {role: [name + suffix for suffix in CSV] for role, name in named.items()}
+    named = {role: mapping.files for role, mapping in role_mappings(mapping_of(source)).items()}
+    if source.kind == "movielens":
+        named[TAGS] = TAGS
+    suffixes = ("",) if source.kind == "mapped" else CSV
+    return {role: [name + suffix for suffix in suffixes] for role, name in named.items()}
 
 
 def _or_key(source: SourceConfig, role: str) -> str:

@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipelines.outages import explained, sentence_of
 from schemas.config import Config
 from schemas.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from schemas.lineage import STAGES
 from schemas.loader import load_config, parse_date
+from schemas.outages import explained, sentence_of
 
 STAGE_NAMES = ("ingest", *(spec.name for spec in STAGES))
 

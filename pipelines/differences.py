@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.lake_views import LakeAt, stamps
+from pipelines.lake_views import LakeAt
 from pipelines.steps import Step
 from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config
@@ -52,7 +52,9 @@ class Historian:
         """By output: sentence: the stale days that it explains."""
         found: dict[str, dict[str, Days]] = {}
         for output, days in planned.todo.items():
-            made = {} if step.spec.artifact else stamps(self.lake, output)
+            made: dict[datetime.date, tuple[str, int]] = {}
+            for made_on, identity, moment in () if step.spec.artifact else self.lake.stamps(output):
+                made.setdefault(made_on, (identity, moment))
             for day in days:
                 for sentence in self._sentences(step, planned, config, output, day, made.get(day)):
                     found.setdefault(output, {}).setdefault(sentence, []).append(day)

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.lake import Identities, Lake, stamped_identities
-
-
-def stamps(lake: Lake, table: str) -> dict[Any, tuple[str, int]]:
-    """day: (identity, milliseconds of the commit that stamped it), of every partition that was ever made."""
-    found: dict[Any, tuple[str, int]] = {}
-    if lake.exists(table):
-        for commit in lake.open(table).history():  # newest first
-            for day, identity in stamped_identities(commit).items():
-                found.setdefault(day, (identity, int(commit["timestamp"])))
-    return found
+from schemas.lake import Identities, Lake
 
 
 @dataclass(frozen=True)
@@ -24,14 +16,8 @@ class LakeAt(Lake):
 
     moment: int = 0
 
-    def identities(self, table: str) -> Identities:
-        found: Identities = {}
-        if self.exists(table):
-            for commit in self.open(table).history():
-                if int(commit["timestamp"]) <= self.moment:
-                    for day, identity in stamped_identities(commit).items():
-                        found.setdefault(day, identity)
-        return found
+    def stamps(self, table: str) -> Iterator[tuple[datetime.date, str, int]]:
+        return (stamp for stamp in super().stamps(table) if stamp[2] <= self.moment)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from rich.console import Console
-
+from pipelines.progress import answer_console
 from schemas.config import Config
 from schemas.loader import parse_date
 
@@ -22,14 +20,14 @@ def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
 
         views = plan_view.plan_views(config, parse_date(options.date) if options.date else None)
         if not options.quiet:
-            plan_view.print_views(views, console())
+            plan_view.print_views(views, answer_console(WIDTH))
         return plan_view.answer(views)
     if options.command == "status":
         from pipelines import status
 
         found = status.status_of(config)
         if not options.quiet:
-            status.print_status(found, console())
+            status.print_status(found, answer_console(WIDTH))
         return found
     from pipelines import promotion
 
@@ -43,9 +41,5 @@ def tables(name: str | None) -> dict[str, Any]:
     from pipelines import contracts_view
 
     found = contracts_view.contracts(name)
-    contracts_view.print_contracts(found, console())
+    contracts_view.print_contracts(found, answer_console(WIDTH))
     return contracts_view.answer(found)
-
-
-def console() -> Console:
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)

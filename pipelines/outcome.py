@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as Grid
 
+from pipelines.progress import answer_console
 from pipelines.runner import Outcome
 from pipelines.summary import Summary
 
@@ -44,8 +43,7 @@ def summary_answer(summary: Summary) -> dict[str, Any]:
 
 def print_summary(summary: Summary) -> None:
     """Tables, metrics, the model, ten recommendations and the report's path, on standard output."""
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, highlight=False, width=None if terminal else WIDTH)
+    console = answer_console(WIDTH)
     console.print()
     console.print(tables_grid(summary))
     evaluated = summary.manifests["evaluate"]

@@ -35,6 +35,11 @@ class Progress:
             yield
 
 
+def answer_console(width: int) -> Console:
+    """Standard output: as wide as the terminal, or `width` characters in a file or a pipe."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else width)
+
+
 class MemoryWatch:
     """Peak resident memory of this process and all below it, sampled; shared pages counted once (PSS)."""
 

@@ -15,15 +15,14 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pipelines.registry import CHAMPION, champion_of
-from pipelines.tracking import tracking_uri
+from pipelines.registry import CHAMPION, NOT_THERE, champion_of, champion_pin
+from pipelines.tracking import SQLITE, tracking_uri
 from schemas.config import Config
 from schemas.errors import ConfigError, LazyRecError
 
 HISTORY = "champions"  # tag of the registered model: versions that held the alias, as JSON
 GATES = "gates"  # tag of a version: [{"passed", "text"}] as JSON
 LONGEST = 100  # versions remembered
-SQLITE = "sqlite:///"
 
 
 def registry(config: Config) -> MlflowClient:
@@ -37,10 +36,9 @@ def registry(config: Config) -> MlflowClient:
 def champion_version(config: Config) -> str | None:
     """NAME/VERSION of the champion, as stages pin it, or None where nothing was promoted."""
     try:
-        found = champion_of(registry(config), config.register.name)
+        return champion_pin(registry(config), config.register.name)
     except LazyRecError:
         return None
-    return f"{found['name']}/{found['version']}" if found else None
 
 
 def describe_version(
@@ -87,7 +85,7 @@ def promote(config: Config, version: str, force: bool = False) -> dict[str, Any]
     try:
         failed = failed_gates(client, name, version)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in NOT_THERE:
             raise
         raise ConfigError(f"There is no models:/{name}/{version}; `lazyrec status` lists the versions.") from error
     if failed != [] and not force:

@@ -17,10 +17,10 @@ from pipelines.runner import Outcome, Runner
 from pipelines.source_logs import ingest_logs, simulate_logs, with_logs
 from pipelines.steps import Step, night, spec_of, whole_run
 from pipelines.summary import MODELS, Summary, summarise
-from schemas.calendar import Calendar, calendar_of
+from schemas.calendar import log_calendar
 from schemas.config import Config
-from schemas.errors import ConfigError, MissingUpstream
-from schemas.lake import Lake, lake_of
+from schemas.errors import ConfigError
+from schemas.lake import lake_of
 from schemas.locks import lake_lock
 
 
@@ -72,14 +72,6 @@ def run_one(name: str, config: Config, force: bool, date: datetime.date | None, 
             outcome = runner.run_stage(Step(spec_of(name), log_calendar(config, lake)), force, date)
         runner.end()
     return outcome
-
-
-def log_calendar(config: Config, lake: Lake) -> Calendar:
-    """The days that ingest has committed. Raises MissingUpstream where there are none."""
-    days = lake.identities("impressions")
-    if not days:
-        raise MissingUpstream(f"Table impressions is not in {lake.root} yet; run `lazyrec ingest` first.")
-    return calendar_of(days, config.split)
 
 
 def report_only(config: Config) -> Path:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pipelines.engines import Engines
 from pipelines.progress import Progress
-from pipelines.registry import CHAMPION, champion_of
+from pipelines.registry import CHAMPION, champion_pin
 from pipelines.stage import StageContext, StageResult
 from pipelines.steps import Step
 from pipelines.tracking import Tracker
@@ -86,8 +86,8 @@ class Runner:
         """Name and version of the model that a stage serves; empty where the stage serves none or none is promoted."""
         if not any(read.source == CHAMPION for reads in spec.outputs.values() for read in reads):
             return {}
-        found = champion_of(self.tracker.client, self.config.register.name)
-        return {CHAMPION: f"{found['name']}/{found['version']}"} if found else {}
+        found = champion_pin(self.tracker.client, self.config.register.name)
+        return {CHAMPION: found} if found else {}
 
     def _execute(self, step: Step, stage_plan: StagePlan) -> StageResult:
         spec, pins = step.spec, self._pins(stage_plan)

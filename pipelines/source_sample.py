@@ -20,15 +20,12 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.bounds import FALSE, INTEGER, LONGEST_MS, MAX_ID, ROUNDING, TRUE
 from jobs.mapping import Cell
 from jobs.source_files import SourceFile, column_types
 from schemas.config import SourceConfig
 
 SECONDS = {"s": 1, "ms": 1_000, "us": 1_000_000}  # units in one
-INTEGER = re.compile(r"(0|-?[1-9][0-9]*)")
-TRUE, FALSE = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
-MAX_ID = 2**63 - 1
-LONGEST_MS = 7 * 86_400_000
 
 
 @dataclass
@@ -88,7 +85,7 @@ def _identifier(cell: Cell, raw: Any, source: SourceConfig) -> int | str | None:
     text = str(raw)
     if source.ids == "text":
         return text
-    if isinstance(raw, str) and not INTEGER.fullmatch(text):
+    if isinstance(raw, str) and not re.fullmatch(INTEGER, text):
         return None if source.ids == "integer" else text
     number = float_of(raw)
     if number is None or number != math.floor(number):
@@ -145,7 +142,7 @@ def _flag(cell: Cell, raw: Any, source: SourceConfig) -> bool | None:
 def _floats(cell: Cell, raw: Any, source: SourceConfig) -> list[float] | None:
     parts = re.sub(r"[\[\],\s]+", " ", raw).split() if isinstance(raw, str) else raw
     values = [value for part in parts if (value := float_of(part)) is not None]
-    fits = cell.field != "behaviour_log_probs" or max(values, default=0.0) <= 1e-3
+    fits = cell.field != "behaviour_log_probs" or max(values, default=0.0) <= ROUNDING
     return values if len(values) == len(parts) and fits else None
 
 

@@ -12,8 +12,9 @@ import datetime
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from schemas.config import SplitConfig
-from schemas.errors import ContractViolation
+from schemas.config import Config, SplitConfig
+from schemas.errors import ContractViolation, MissingUpstream
+from schemas.lake import Lake
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ def calendar_of(days: Iterable[datetime.date], split: SplitConfig) -> Calendar:
     first_test = len(ordered) - split.test_days
     first_validation = first_test - split.validation_days
     return Calendar(ordered, ordered[:first_validation], ordered[first_validation:first_test], ordered[first_test:])
+
+
+def log_calendar(config: Config, lake: Lake) -> Calendar:
+    """The roles of the days that ingest has committed. Raises MissingUpstream where there are none."""
+    days = lake.identities("impressions")
+    if not days:
+        raise MissingUpstream(f"Table impressions is not in {lake.root} yet; run `lazyrec ingest` first.")
+    return calendar_of(days, config.split)
 
 
 def before_training(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,15 @@ class Lake:
     def identities(self, table: str) -> Identities:
         """The identity of each partition as its newest stamped commit gives it, a day without rows included."""
         found: Identities = {}
-        if not self.exists(table):
-            return found
-        for commit in self.open(table).history():  # newest first
-            for day, identity in stamped_identities(commit).items():
-                found.setdefault(day, identity)
+        for day, identity, _ in self.stamps(table):
+            found.setdefault(day, identity)
         return found
+
+    def stamps(self, table: str) -> Iterator[tuple[datetime.date, str, int]]:
+        """Every identity that a partition ever got, newest first: day, identity, milliseconds of the commit."""
+        for commit in self.open(table).history() if self.exists(table) else ():
+            for day, identity in stamped_identities(commit).items():
+                yield day, identity, int(commit["timestamp"])
 
     def row_count(self, table: str, version: int | None = None) -> int:
         """Rows by the log's own statistics; reads no data."""

@@ -273,8 +273,11 @@ def plan(
 
 def input_days(read: Read, day: datetime.date, calendar: Calendar, config: Config) -> list[datetime.date]:
     """The days of an input that the partition of `day` reads and that its stage writes, in order."""
+    days = span_days(read.span, day, calendar, config)
+    if read.span == "pinned":  # no stage of this run writes it
+        return days
     written = frozenset(_written_days(read.source, calendar))
-    return [d for d in span_days(read.span, day, calendar, config) if d in written]
+    return [d for d in days if d in written]
 
 
 def span_days(span: Span, day: datetime.date, calendar: Calendar, config: Config) -> list[datetime.date]:
@@ -310,8 +313,7 @@ def output_days(spec: StageSpec, calendar: Calendar) -> tuple[datetime.date, ...
 def _written_days(source: str, calendar: Calendar) -> tuple[datetime.date, ...]:
     """The days on which `source` has partitions: what is fitted has none before the fit day."""
     writer = next((spec for spec in STAGES if source in spec.outputs), None)
-    fitted = source in ("candidate", "champion")
-    return (calendar.fit_day,) if fitted else output_days(writer, calendar) if writer else calendar.days
+    return output_days(writer, calendar) if writer else calendar.days
 
 
 def _present(read: Read, config: Config, lake: Lake, calendar: Calendar, pinned: Mapping[str, str]) -> Identities:

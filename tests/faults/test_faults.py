@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from jobs import tables
-from pipelines.outages import outage_of
 from schemas.config import Config
 from schemas.errors import EXIT_FAILED
 from schemas.lake import Lake
+from schemas.outages import outage_of
 from tests.faults.cases import CASES, FILES, LAKES, NIGHTS, USAGE, WAITING, Case
 from tests.faults.full_disk import NoSmallDisk
 from tests.faults.observed import deployment_of, play

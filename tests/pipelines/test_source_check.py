@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
 
-from jobs.mapped_values import ROUNDING, Input, day, flag, floats, identifier, milliseconds, moment, number
+from jobs.bounds import ROUNDING
+from jobs.mapped_values import Input, day, flag, floats, identifier, milliseconds, moment, number
 from jobs.mapping import Cell
 from pipelines.cli import main
 from pipelines.source_check import Finding, check

@@ -44,13 +44,7 @@ def explained(config: Config) -> Iterator[None]:
 
 def sentence_of(error: BaseException | None) -> LazyRecError | None:
     """The error for people behind `error`: itself, or the cause that a worker of Ray or Spark reported."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, LazyRecError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+    return next((cause for cause in _chain(error, contexts=False) if isinstance(cause, LazyRecError)), None)
 
 
 def outage_of(error: BaseException, config: Config) -> LazyRecError | None:
@@ -86,10 +80,10 @@ def _says(text: str, words: tuple[str, ...]) -> bool:
     return any(word in text for word in words)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what lies behind it, the last cause last."""
+def _chain(error: BaseException | None, contexts: bool = True) -> Iterator[BaseException]:
+    """The error and what lies behind it, the last cause last; `contexts`: errors too during whose handling one came."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        error = getattr(error, "cause", None) or error.__cause__ or (error.__context__ if contexts else None)

@@ -19,13 +19,14 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from jobs.session import spark_session
-from schemas.calendar import Calendar, calendar_of
+from schemas.calendar import Calendar, log_calendar
 from schemas.config import Config
-from schemas.errors import EXIT_DONE, LazyRecError, MissingUpstream
+from schemas.errors import EXIT_DONE, MissingUpstream
 from schemas.lake import Identities, Lake, lake_of
 from schemas.lineage import StageSpec, plan
 from schemas.loader import load_config, parse_date
 from schemas.locks import lake_lock
+from schemas.outages import explained, sentence_of
 from schemas.tables import TABLES
 
 Run = Callable[
@@ -66,10 +67,15 @@ def command(name: str, parser: argparse.ArgumentParser, work: Work, arguments: S
     options = parser.parse_args(arguments)
     started = time.monotonic()
     try:
-        answer = work(load_config(options.config), options)
-    except LazyRecError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+        config = load_config(options.config)
+        with explained(config):
+            answer = work(config, options)
+    except Exception as error:
+        known = sentence_of(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"{known}\n")
+        return known.exit_code
     seconds = {name: round(time.monotonic() - started, 3)}
     sys.stdout.write(json.dumps({"stage": name, "seconds": seconds, **answer}) + "\n")
     return EXIT_DONE
@@ -83,10 +89,7 @@ def run_job(
     Raises MissingUpstream where an input is missing or `day` is newer than the log.
     """
     lake = lake_of(config)
-    days = lake.identities("impressions")
-    if not days:
-        raise MissingUpstream(f"Table impressions is not in {lake.root} yet; run the job ingest first.")
-    calendar = calendar_of(days, config.split)
+    calendar = log_calendar(config, lake)
     todo = todo_of(spec, config, lake, calendar, day, force)
     if not todo:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipelines import features
 from pipelines.stage import StageContext
 from schemas.calendar import calendar_of
 from schemas.config import Config
-from schemas.errors import EXIT_RETRY, EXIT_USAGE
+from schemas.errors import EXIT_FAILED, EXIT_RETRY, EXIT_USAGE
 from schemas.lake import Lake
 from schemas.lineage import ITEM_PAIRS, ORGANISE, REWARDS, SEQUENCES, plan
 from schemas.loader import load_config
@@ -114,3 +115,18 @@ def test_the_newest_day_alone_is_not_built_on_missing_days(spark, full, tmp_path
 def test_a_bad_date_is_one_sentence_and_an_exit_code(full, capsys, day, code):
     assert main(REWARDS, rewards.run, ["--config", str(full[0]), "--date", day]) == code
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_sentence_and_a_defect_keeps_its_traceback(full, capsys):
+    def broken(error):
+        def run(*arguments):
+            raise error
+
+        return run
+
+    command = ["--config", str(full[0]), "--force"]
+    assert main(REWARDS, broken(OSError(errno.ENOSPC, "No space left on device")), command) == EXIT_FAILED
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("No space is left for the lake")
+    with pytest.raises(IndexError):
+        main(REWARDS, broken(IndexError()), command)

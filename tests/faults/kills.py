@@ -6,7 +6,7 @@ import random
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,7 @@ from pipelines.cli import STAGE_NAMES
 from tests.faults.tiny import Tiny, printed
 
 KINDS = ("driver", "jvm", "ray worker", "raylet", "gcs_server")
-LINE = re.compile(r"\s*[0-9.]+s  (\w+)  (.*)")
+LINE = re.compile(r"\s*([0-9.]+)s  (\w+)  (.*)")
 PATIENCE = 240.0  # seconds until a run whose process was killed must have ended
 LINGER = 30.0  # seconds that processes below it may take to end
 
@@ -59,11 +59,28 @@ def victim(run: subprocess.Popen[str], kinds: tuple[str, ...], chance: random.Ra
 def stage_now(deployment: Tiny, log: str = "log") -> str:
     """The stage that the lines of progress show last; AFTER NAME between two."""
     now = "before the first"
+    for _, stage, ends in stage_lines(deployment, log):
+        now = f"after {stage}" if ends else stage
+    return now
+
+
+def stage_seconds(deployment: Tiny, log: str = "log") -> dict[str, float]:
+    """How long each stage took by the lines of progress."""
+    begun: dict[str, float] = {}
+    taken = {}
+    for moment, stage, ends in stage_lines(deployment, log):
+        if ends and stage in begun:
+            taken[stage] = moment - begun[stage]
+        begun.setdefault(stage, moment)
+    return taken
+
+
+def stage_lines(deployment: Tiny, log: str) -> Iterator[tuple[float, str, bool]]:
+    """Seconds since the start, the stage, and whether it ends, of each line that tells of a stage's begin or end."""
     for line in printed(deployment, log):
         match = LINE.fullmatch(line)
-        if match and match[1] in STAGE_NAMES:
-            now = f"after {match[1]}" if match[2].startswith(("done", "skipped")) else match[1]
-    return now
+        if match and match[2] in STAGE_NAMES:
+            yield float(match[1]), match[2], match[3].startswith(("done", "skipped"))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

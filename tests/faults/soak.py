@@ -2,9 +2,10 @@
 
     python -m tests.faults.soak --kills 100 --nights 10 --seed 0
 
-An unbroken run into one lake is the reference. Each kill falls on a run into a fresh lake, at a moment that is uniform
-over the reference's duration, and hits the driver, the Spark JVM or a process of Ray. Then the same command runs until
-it ends with 0, and the two lakes must hold the same (`tests.faults.fingerprint`). Nothing of a killed run may live on.
+An unbroken run into one lake is the reference. Into another, empty one the same command runs and is killed, goes on and is
+killed, until it ends before its kill, or has been killed a few times; then the two lakes must hold the same
+(`tests.faults.fingerprint`). A kill hits the driver, the Spark JVM or a process of Ray, at a moment that is uniform over
+the reference's duration or over that of one stage, each stage as likely. Nothing of a killed run may live on.
 The nights follow a whole run, a file a night, with a kill on every third. Exits 1 where anything is not as it must be.
 """
 
@@ -13,20 +14,22 @@ from __future__ import annotations
 import argparse
 import datetime
 import random
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from schemas.errors import EXIT_DONE
 from tests.faults.fingerprint import Fingerprint, differences, drafts, fingerprint
-from tests.faults.kills import KINDS, kill, last_line, stage_now, victim
+from tests.faults.kills import KINDS, PATIENCE, kill, last_line, stage_now, stage_seconds, victim, wait_until
 from tests.faults.tiny import BASE, DAYS, USERS, Tiny, start, tiny
 
 TRIES = 3  # of the same command after a kill
+CHAIN = 4  # kills of one lake at most
 
 
 @dataclass
@@ -35,6 +38,10 @@ class Seen:
 
     faults: int = 0
     killed: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and stage
+
+    @property
+    def kills(self) -> int:
+        return sum(self.killed.values())
 
     def say(self, line: str, faults: Sequence[str] = ()) -> None:
         self.faults += bool(faults)
@@ -51,17 +58,31 @@ def finish(deployment: Tiny, arguments: Sequence[str], seen: Seen) -> tuple[int,
     return TRIES, ["the same command does not end with 0"]
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Seconds after the start of a run, or of a stage of it."""
+
+    seconds: float
+    stage: str | None = None
+
+    def comes(self, run: subprocess.Popen[str], deployment: Tiny) -> None:
+        """Returns then, or at the run's end."""
+        if self.stage is not None:
+            wait_until(lambda: run.poll() is not None or stage_now(deployment) == self.stage, PATIENCE)
+        wait_until(lambda: run.poll() is not None, self.seconds)
+
+
 def killed_run(
-    deployment: Tiny, arguments: Sequence[str], moment: float, chance: random.Random, seen: Seen
-) -> tuple[str, list[str]]:
-    """One run with one kill after `moment` seconds; what is said of it, and what is wrong."""
+    deployment: Tiny, arguments: Sequence[str], moment: Moment, chance: random.Random, seen: Seen
+) -> tuple[str, int, list[str]]:
+    """One run with one kill; what is said of it, its exit code, and what is wrong."""
     run = start(deployment, arguments)
-    time.sleep(moment)
+    moment.comes(run, deployment)
     found = victim(run, KINDS, chance)
     stage = stage_now(deployment)
     if found is None or run.poll() is not None:
-        run.wait()
-        return f"ended before the kill at {moment:.1f} s with {run.returncode}", []
+        code = run.wait()
+        return "ended before its kill", code, [] if code == EXIT_DONE else [last_line(deployment.folder / "log.err")]
     kind, process = found
     code, living = kill(process, run)
     seen.killed[kind, stage] += 1
@@ -69,7 +90,7 @@ def killed_run(
     faults = [f"lives on: {name}" for name in living]
     if code > 0 and not words.startswith("lazyrec: "):
         faults.append("no sentence")
-    return f"{moment:5.1f} s, {kind}, {stage}: exit {code}, {words!r}", faults
+    return f"kill {seen.kills}: {kind}, {stage}: exit {code}, {words!r}", code, faults
 
 
 def soak_kills(folder: Path, kills: int, chance: random.Random, seen: Seen) -> None:
@@ -82,13 +103,27 @@ def soak_kills(folder: Path, kills: int, chance: random.Random, seen: Seen) -> N
         return
     wanted = fingerprint(reference.lake)
     seen.say(f"reference: exit 0 in {seconds:.1f} s")
+    stages = stage_seconds(reference)
     broken = tiny(folder / "broken")
-    for number in range(1, kills + 1):
+    while seen.kills < kills:
         broken.forget()
-        said, faults = killed_run(broken, ["run"], chance.uniform(0, seconds), chance, seen)
-        attempts, unfinished = finish(broken, ["run"], seen)
-        faults += unfinished or compared(broken, wanted)
-        seen.say(f"kill {number}: {said}; then {attempts} run(s)" + (", equal" if not faults else ""), faults)
+        seen.say("an empty lake")
+        code = 1
+        for _ in range(min(CHAIN, kills - seen.kills)):
+            said, code, faults = killed_run(broken, ["run"], any_moment(seconds, stages, chance), chance, seen)
+            seen.say(f"  {said}", faults)
+            if code == EXIT_DONE:
+                break
+        unfinished = [] if code == EXIT_DONE else finish(broken, ["run"], seen)[1]
+        faults = unfinished or compared(broken, wanted)
+        seen.say("  the lake is not the reference's" if faults else "  equal to the reference", faults)
+
+
+def any_moment(seconds: float, stages: Mapping[str, float], chance: random.Random) -> Moment:
+    if chance.random() < 0.5:
+        return Moment(chance.uniform(0, seconds))
+    stage = chance.choice(sorted(stages))
+    return Moment(chance.uniform(0, stages[stage]), stage)
 
 
 def compared(deployment: Tiny, wanted: Fingerprint) -> list[str]:
@@ -105,7 +140,7 @@ def soak_nights(folder: Path, nights: int, chance: random.Random, seen: Seen) ->
         deployment.add_day(day)
         arguments, said, faults = ["run", "--date", str(day)], "", []
         if number % 3 == 0:
-            said, faults = killed_run(deployment, arguments, chance.uniform(0, seconds), chance, seen)
+            said, _, faults = killed_run(deployment, arguments, Moment(chance.uniform(0, seconds)), chance, seen)
             said = f" {said}; then"
         started = time.monotonic()
         attempts, unfinished = finish(deployment, arguments, seen)
@@ -150,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             soak_nights(Path(folder), options.nights, chance, seen)
     for (kind, stage), count in sorted(seen.killed.items()):
         seen.say(f"{count:4d}  {kind} in {stage}")
-    seen.say(f"{sum(seen.killed.values())} kills, {options.nights} nights, {seen.faults} not as they must be")
+    seen.say(f"{seen.kills} kills, {options.nights} nights, {seen.faults} not as they must be")
     return 1 if seen.faults else 0
 
 

@@ -18,6 +18,8 @@ KINDS = ("driver", "jvm", "ray worker", "raylet", "gcs_server")
 LINE = re.compile(r"\s*([0-9.]+)s  (\w+)  (.*)")
 PATIENCE = 240.0  # seconds until a run whose process was killed must have ended
 LINGER = 30.0  # seconds that processes below it may take to end
+# Where the whole of a local Ray dies at once, its agents call its dead GCS for a minute, and then end.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def below(driver: int) -> list[psutil.Process]:
@@ -94,7 +96,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 def kill(process: psutil.Process, run: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Kills a process of `run` and waits for the run's end; its exit code, and the processes that outlived it."""
-    family = below(run.pid)
+    family = [member for member in below(run.pid) if not name_of(member).startswith(AGENTS)]
     process.kill()
     run.wait(PATIENCE)
     wait_until(lambda: not any(map(lives, family)), LINGER)

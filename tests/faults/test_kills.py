@@ -1,31 +1,29 @@
-"""A run that is broken off, anywhere, and the same command again: the lake of an unbroken run.
+"""A run that is broken off, again and again, and the same command each time: in the end the lake of an unbroken run.
 
-Two real kills on the way of one lake (the driver, Spark's JVM), and on another lake failpoints one after the other: the
-run goes on from each to the next. `make soak` kills at random moments.
+One lake on its way meets two real kills (Spark's JVM in mid-write, the driver in mid-step) and failpoints between any two
+steps of a stage. `make soak` kills at random moments.
 """
 
 from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import tables
+from jobs import rewards, tables
 from pipelines import embed
 from schemas.errors import EXIT_FAILED
 from schemas.lake import Lake
 from tests.faults.fingerprint import Fingerprint, differences, drafts, fingerprint
-from tests.faults.kills import kill, last_line, stage_now, victim, wait_until
+from tests.faults.kills import kill, last_line, victim, wait_until
 from tests.faults.observed import versions
 from tests.faults.tiny import Tiny, start, tiny
 from tests.pipelines.command_line import answer_of, shared_engines
-
-pytestmark = pytest.mark.long
 
 
 class BrokenOff(BaseException):
@@ -61,50 +59,49 @@ def breaking(owner: Any, name: str, *words: str, after: bool = False) -> Iterato
         yield
 
 
-def test_broken_off_between_any_two_steps_the_same_command_ends_in_the_same_lake(
+def test_killed_and_broken_off_all_the_way_a_lake_ends_as_that_of_an_unbroken_run(
     unbroken: Fingerprint, engines: Any, tmp_path: Path, migrated_database: Path
 ) -> None:
     deployment = tiny(tmp_path / "tiny", database=migrated_database)
-    failpoints = [
-        breaking(tables, "replace_days", "impressions", after=True),  # of one stage, the first table is there
-        breaking(Lake, "write_manifest", "ingest"),  # every table is there, its memory is not
-        breaking(embed, "replace_days", "item_embeddings", after=True),  # a table is there, MLflow has no run
-        breaking(Lake, "write_manifest", "tokenize", after=True),  # the codebook is there, no item has codes
-        breaking(Lake, "write_manifest", "align", after=True),  # complete, MLflow has no run
-        breaking(Lake, "write_manifest", "register"),  # the version is champion, the artifact is not complete
-    ]
-    for failpoint in failpoints:
-        with failpoint, shared_engines(engines, deployment.folder), pytest.raises(BrokenOff):
-            answer_of(["run", "--quiet", *deployment.arguments], deployment.folder)
-    finish(deployment, engines)
-    assert differences(fingerprint(deployment.lake), unbroken) == []
-    assert drafts(deployment.lake) == []
-
-
-def test_a_killed_jvm_and_a_killed_driver_leave_nothing_that_the_same_command_does_not_mend(
-    unbroken: Fingerprint, engines: Any, tmp_path: Path, migrated_database: Path
-) -> None:
-    deployment = tiny(tmp_path / "tiny", database=migrated_database)
-    assert killed(deployment, "jvm", "ingest") == EXIT_FAILED
+    assert killed(deployment, "jvm", when=lambda: bool(versions(deployment.lake))) == EXIT_FAILED
     sentence = last_line(deployment.folder / "log.err")
     assert sentence.startswith("lazyrec: Spark's JVM ended")
     assert "the same command goes on" in sentence
     assert "Traceback" not in (deployment.folder / "log.err").read_text()
-    assert killed(deployment, "driver", "sequences") == -signal.SIGKILL
+    for failpoint in (
+        breaking(tables, "replace_days", "impressions", after=True),  # of one stage, the first table is there
+        breaking(Lake, "write_manifest", "ingest"),  # every table is there, its memory is not
+        breaking(embed, "replace_days", "item_embeddings", after=True),  # a table is there, MLflow has no run
+        breaking(Lake, "write_manifest", "tokenize", after=True),  # the codebook is there, no item has codes
+        breaking(rewards, "replace_days", "rewards", after=True),  # the last table before training
+    ):
+        break_off(deployment, engines, failpoint)
+    assert killed(deployment, "driver", when=lambda: bool(checkpoints(deployment))) == -signal.SIGKILL
+    for failpoint in (
+        breaking(Lake, "write_manifest", "align", after=True),  # complete, MLflow has no run
+        breaking(Lake, "write_manifest", "register"),  # the version is champion, the artifact is not complete
+    ):
+        break_off(deployment, engines, failpoint)
     finish(deployment, engines)
     assert differences(fingerprint(deployment.lake), unbroken) == []
     assert drafts(deployment.lake) == []
 
 
-def killed(deployment: Tiny, kind: str, stage: str) -> int:
-    """The exit code of a run of which `kind` is killed in `stage`; every process of it is gone."""
+def break_off(deployment: Tiny, engines: Any, failpoint: AbstractContextManager[None]) -> None:
+    with failpoint, shared_engines(engines, deployment.folder), pytest.raises(BrokenOff):
+        answer_of(["run", "--quiet", *deployment.arguments], deployment.folder)
+
+
+def checkpoints(deployment: Tiny) -> list[Path]:
+    """The states of training on the way."""
+    return list(deployment.lake.artifact("train", "any").parent.glob("*/checkpoints"))
+
+
+def killed(deployment: Tiny, kind: str, when: Callable[[], bool]) -> int:
+    """The exit code of a run of which `kind` is killed then; every process of it is gone."""
     run = start(deployment, ["run"])
-
-    def in_stage() -> bool:
-        return run.poll() is not None or (stage_now(deployment) == stage and bool(versions(deployment.lake)))
-
     try:
-        assert wait_until(in_stage, 240)
+        assert wait_until(lambda: run.poll() is not None or when(), 240)
         found = None
         while found is None and run.poll() is None:
             found = victim(run, (kind,), random.Random(0))

@@ -112,7 +112,8 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
     java_version()
     # Workers would otherwise start the system's python3, which lacks pyarrow.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    for key, value in own_jvm(resources).items():
+    further = dict(entry.split("=", 1) for entry in resources.spark_conf)
+    for key, value in (own_jvm(resources) | further).items():
         builder = builder.config(key, value)
     return builder.getOrCreate()
 

@@ -370,9 +370,13 @@ class ResourceConfig:
     spark_master: str = "local[*]"
     spark_heap: str = "6g"
     spark_partitions: int = 4  # of a shuffle
+    spark_conf: tuple[str, ...] = ()  # further settings of the session, KEY=VALUE each
     ray_address: str = ""  # "": a local Ray in this process
     ray_cpus: int = 0  # 0: all
     object_store_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        require(all("=" in entry for entry in self.spark_conf), "resources.spark_conf", "must be a list of KEY=VALUE")
 
 
 @dataclass(frozen=True)

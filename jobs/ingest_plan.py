@@ -23,7 +23,7 @@ from schemas.lineage import digest
 from schemas.loader import to_mapping
 
 STAGE = "ingest"
-LOGIC = 1
+LOGIC = 2
 OUTPUTS = ("impressions", "rejected_rows", "items", "users")
 NEWEST = "newest"  # the artifact that points at the newest pass
 KEPT, DUPLICATE, CONFLICT = FATES = ("kept", "duplicate", "conflict")  # of a usable row

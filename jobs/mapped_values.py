@@ -13,7 +13,7 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, LongType, TimestampNTZType
 
-from jobs.bounds import FALSE, FIRST_MS, INTEGER, LAST_MS, LONGEST_MS, MAX_ID, TRUE
+from jobs.bounds import FALSE, FIRST_MS, INTEGER, LAST_MS, LONGEST_MS, MAX_ID, NO_ID, TRUE
 from jobs.mapping import Cell, is_list, is_number, is_text
 from schemas.config import SourceConfig
 
@@ -54,7 +54,7 @@ class Input:
 
 
 def identifier(given: Input, ids: str, optional: bool = False) -> Value:
-    """A non-negative bigint: an integer itself, or the hash of other text (source.ids)."""
+    """A non-negative bigint: an integer itself, or the hash of other text (source.ids) that is no NO_ID."""
     text, number = given.text, given.text.try_cast("bigint")
     if ids != "text" and is_number(given.cell.type):
         number = given.column.try_cast("bigint")
@@ -63,14 +63,14 @@ def identifier(given: Input, ids: str, optional: bool = False) -> Value:
         broken = given.fault(~whole, "is not an integer")
         hashed = F.lit(False)
     else:
-        missing = text.isNull()
+        missing = text.isNull() | F.lower(text).isin(*NO_ID) if ids == "auto" else text.isNull()
         broken = given.fault(~text.rlike(INTEGER), "is not an integer") if ids == "integer" else F.lit(None)
         hashed = {"integer": F.lit(False), "text": F.lit(True), "auto": ~text.rlike(INTEGER)}[ids]
     lost = F.lit(None) if optional else given.fault(missing, "is missing")
     out = given.fault(~missing & ~hashed & number.isNull(), "is out of range")
     negative = given.fault(~hashed & (number < 0), "is negative")
     value = F.when(hashed, F.xxhash64(text).bitwiseAND(F.lit(MAX_ID))).otherwise(number)
-    return Value(F.when(~missing, value), F.coalesce(lost, broken, out, negative), F.when(hashed, text))
+    return Value(F.when(~missing, value), F.coalesce(lost, broken, out, negative), F.when(hashed & ~missing, text))
 
 
 def moment(given: Input, source: SourceConfig) -> Value:

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bounds import FALSE, INTEGER, LONGEST_MS, MAX_ID, ROUNDING, TRUE
+from jobs.bounds import FALSE, INTEGER, LONGEST_MS, MAX_ID, NO_ID, ROUNDING, TRUE
 from jobs.mapping import Cell
 from jobs.source_files import SourceFile, column_types
 from schemas.config import SourceConfig
@@ -86,7 +86,7 @@ def _identifier(cell: Cell, raw: Any, source: SourceConfig) -> int | str | None:
     if source.ids == "text":
         return text
     if isinstance(raw, str) and not re.fullmatch(INTEGER, text):
-        return None if source.ids == "integer" else text
+        return None if source.ids == "integer" or text.lower() in NO_ID else text
     number = float_of(raw)
     if number is None or number != math.floor(number):
         return None

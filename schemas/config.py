@@ -108,7 +108,8 @@ class SourceConfig:
     users: UserMapping | None = None
     ts_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"  # auto: Parquet's timestamps, and text as ISO 8601
     duration_unit: Literal["ms", "s"] = "ms"  # of play times too
-    ids: Literal["auto", "integer", "text"] = "auto"  # auto: integers stay, other text is hashed; text: all are hashed
+    # auto: integers stay, other text is hashed, and NaN, null and none are no ids; text: all are hashed
+    ids: Literal["auto", "integer", "text"] = "auto"
     separator: str = ","  # of CSV columns
     list_separator: str = "|"  # of tags within one text
 

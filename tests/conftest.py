@@ -19,8 +19,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("LAZYREC_DATA", REPOSITORY.parent / "shared" / "data"))
 
 # Small and quiet: one core's worth of partitions, so that a test's time is its work and not its scheduling.
-# Compiling code for each of thousands of tiny queries would take a fifth of the time; what runs as a process of its own
-# (spark-submit, kills, the demo) compiles as a deployment does.
+# Compiling code for each of thousands of tiny queries would take a fifth of the time. What spark-submit starts, and the
+# demo, compile as a deployment does.
 INTERPRETED = ("spark.sql.codegen.wholeStage=false", "spark.sql.codegen.factoryMode=NO_CODEGEN")
 RESOURCES = ResourceConfig(
     spark_master="local[2]", spark_heap="2g", spark_partitions=2, spark_conf=INTERPRETED, ray_cpus=2, object_store_mb=300

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from schemas.lake import Lake
+from tests.conftest import INTERPRETED
 
 FIRST = datetime.date(2026, 3, 1)
 DAYS = tuple(FIRST + datetime.timedelta(days=n) for n in range(20))
@@ -47,6 +48,7 @@ CONFIG: dict[str, Any] = {
         "spark_master": "local[2]",
         "spark_heap": "1g",
         "spark_partitions": 2,
+        "spark_conf": list(INTERPRETED),
         "ray_cpus": 2,
         "object_store_mb": 100,
     },

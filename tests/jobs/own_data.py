@@ -57,6 +57,8 @@ CHANGES: list[tuple[dict[str, str], str | None]] = [
     ({"line": "1969-05-05"}, "line is out of range"),
     ({"line": ""}, "line is missing"),
     ({"watch": "NaN"}, "watch is not a number"),
+    ({"uid": "NaN"}, "uid is missing"),
+    ({"raw": "null"}, "raw is missing"),
     ({"watch": "-1"}, "watch is negative"),
     ({"length": "1e12"}, "length is out of range"),
     ({"stars": "many"}, "stars is not a number"),

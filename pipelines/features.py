@@ -1,4 +1,4 @@
-"""The four Spark stages that turn impressions into features: sequences, item_pairs, organise, rewards.
+"""The Spark stages that turn impressions into features: sequences, item_pairs, lifelong, organise, rewards.
 
 Each hands its job the plan's stale days and the pinned versions; the job makes all days in one pass and commits.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from jobs import item_pairs as item_pairs_job
+from jobs import lifelong as lifelong_job
 from jobs import organise as organise_job
 from jobs import rewards as rewards_job
 from jobs import sequences as sequences_job
@@ -23,6 +24,10 @@ def sequences(context: StageContext) -> StageResult:
 
 def item_pairs(context: StageContext) -> StageResult:
     return run_job(item_pairs_job, context)
+
+
+def lifelong(context: StageContext) -> StageResult:
+    return run_job(lifelong_job, context)
 
 
 def organise(context: StageContext) -> StageResult:

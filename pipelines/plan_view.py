@@ -87,6 +87,8 @@ def _steps(config: Config, lake: Lake, date: datetime.date | None) -> list[Step]
 
 
 def _view(step: Step, config: Config, virtual: PlannedLake, historian: Historian) -> View:
+    if off := step.spec.off(config):
+        return View(step.spec.name, SKIP, note=off)
     planned = plan(step.spec, config, virtual, step.calendar, pinned=step.pinned, only=step.only)
     if planned.missing:
         return View(step.spec.name, WAIT, note=planned.missing[0])

@@ -61,6 +61,9 @@ class Runner:
         """Runs what is stale of one stage, or skips it. Raises MissingUpstream where an input is not there."""
         started = time.monotonic()
         spec, calendar = step.spec, step.calendar
+        if off := spec.off(self.config):
+            self.progress.say(f"{spec.name}  [yellow]skipped[/yellow]: {off}")
+            return Outcome(spec.name, "skipped", time.monotonic() - started, StageResult(skipped=off))
         pinned = {**step.pinned, **self._champion(spec)}
         stage_plan = plan(spec, self.config, self.lake, calendar, force, pinned, step.only)
         if date is not None:

@@ -26,6 +26,7 @@ FUNCTIONS = {
     "item_pairs": "pipelines.features:item_pairs",
     "embed": "pipelines.embed:run",
     "tokenize": "pipelines.tokenize_items:run",
+    "lifelong": "pipelines.features:lifelong",
     "organise": "pipelines.features:organise",
     "rewards": "pipelines.features:rewards",
     "train": "pipelines.train:run",

@@ -252,6 +252,24 @@ class TokenizeConfig:
 
 
 @dataclass(frozen=True)
+class LifelongConfig:
+    """Long histories as cluster representatives (OneRec-V1, section 2.2). The paper leaves `max_cluster` open; 1 spends
+    all `tokens` on a history that needs them."""
+
+    enabled: bool = resource(False)  # no model reads the table yet
+    history: int = 100_000  # newest events of a user that count
+    tokens: int = 2_000  # representatives at most; a history no longer than that stays as it is
+    max_cluster: int = 1  # events at which a cluster splits no further
+    iterations: int = 10  # of Lloyd at each split
+    every_days: int = 7  # a user gets a row on the first active day in so many
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "max_cluster", "iterations", "every_days"):
+            require(getattr(self, name) >= 1, f"lifelong.{name}", "must be at least 1")
+        require(self.tokens <= self.history, "lifelong.tokens", "must be at most lifelong.history")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The lazy decoder (OneRec-V2, section 2.2). Names follow the paper's Table 5 and equations 1 to 10."""
 
@@ -400,6 +418,7 @@ class Config:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    lifelong: LifelongConfig = field(default_factory=LifelongConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     align: AlignConfig = field(default_factory=AlignConfig)

@@ -22,10 +22,11 @@ from schemas.lake import Identities, Lake
 from schemas.loader import to_mapping
 
 # Which days of an input the partition of day D reads: D itself; all up to D; all before D; the days of the co-occurrence
-# window up to D; all up to the fit day; the days that train; all up to the last of those; every day of the log.
+# window up to D; all up to the fit day; all up to D and the fit day besides (what is fitted, as D sees it); the days that
+# train; all up to the last of those; every day of the log.
 # "artifact" is what a stage made for this configuration; "pinned" an identity that the run names: a model to start from
 # or to serve, empty where there is none.
-Span = Literal["same", "until", "before", "window", "fit", "train", "trained", "all", "artifact", "pinned"]
+Span = Literal["same", "until", "before", "window", "fit", "fitted", "train", "trained", "all", "artifact", "pinned"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,13 @@ class StageSpec:
     days: Literal["each", "fit_and_later", "fit", "last"] = "each"
     artifact: bool = False  # writes a folder with a manifest
     engine: Literal["spark", "ray", "none"] = "spark"
+    switch: str = ""  # the section of the configuration whose `enabled: false` turns the stage off
     summary: str = ""
+
+    def off(self, config: Config) -> str:
+        """Why the stage does nothing by configuration; empty where it is on."""
+        on = not self.switch or getattr(config, self.switch).enabled
+        return "" if on else f"{self.switch}.enabled is false"
 
 
 SEQUENCES = StageSpec(
@@ -84,6 +91,14 @@ TOKENIZE = StageSpec(
     days="fit_and_later",
     engine="ray",
     summary="RQ-Kmeans codebook and the codes of every item",
+)
+LIFELONG = StageSpec(
+    "lifelong",
+    logic=1,
+    settings=("lifelong",),
+    outputs={"lifelong_sequences": (Read("user_sequences", "until"), Read("item_embeddings", "fitted"))},
+    switch="lifelong",
+    summary="long histories as at most 2,000 cluster representatives",
 )
 ORGANISE = StageSpec(
     "organise",
@@ -186,7 +201,7 @@ RECOMMEND = StageSpec(
     summary="the champion's best items for every active user",
 )
 # In the order in which they run. `ingest` comes first and takes its identities from the checksums of the files.
-FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE, REWARDS)
+FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, LIFELONG, ORGANISE, REWARDS)
 STAGES: tuple[StageSpec, ...] = (*FEATURES, TRAIN, ALIGN, EVALUATE, REGISTER, RECOMMEND)
 
 
@@ -286,6 +301,8 @@ def span_days(span: Span, day: datetime.date, calendar: Calendar, config: Config
         return [day]
     if span in ("artifact", "pinned"):
         return [calendar.fit_day]
+    if span == "fitted":
+        return sorted({calendar.fit_day, *(d for d in calendar.days if d <= day)})
     if span == "train":
         return list(calendar.train)
     if span == "all" or (span == "window" and config.split.by == "user"):  # a user's role depends on all of their days

@@ -240,17 +240,28 @@ SEMANTIC_IDS = Table(
 
 LIFELONG_SEQUENCES = Table(
     "lifelong_sequences",
-    "one touched user and day: the compressed long history; readers take the newest row at or before a day",
+    "one user and a day on which the user was active, at most one in `lifelong.every_days` days: the history up to the end "
+    "of that day as at most `lifelong.tokens` representatives, each the newest event nearest the centre of its cluster; "
+    "readers take the newest row at or before a day",
     pa.schema(
         [
             USER,
             DATE,
-            *EVENT_ARRAYS,
-            required("weights", pa.list_(pa.float32()), "events that each representative stands for"),
+            int64s("item_ids", "items of the representatives, in order of ts_us"),
+            int64s("author_ids", "their authors; -1 where unknown"),
+            int64s("ts_us", "mean time of the events of each cluster, UTC microseconds, ascending"),
+            int64s("play_ms", "mean of the known play times of each cluster; -1 where none is known"),
+            int64s("duration_ms", "mean of the known durations of each cluster; -1 where none is known"),
+            required("feedback", pa.list_(pa.int32()), "feedback bits of the representatives, see schemas.feedback"),
+            required("weights", pa.list_(pa.int32()), "events of each cluster; they sum to the length of the history"),
         ]
     ),
     key=("user_id", "date"),
     written_by="lifelong",
+    checks={
+        "arrays_parallel": "cardinality(item_ids) = cardinality(ts_us) AND cardinality(item_ids) = cardinality(weights)",
+        "weights_positive": "array_min(weights) >= 1",
+    },
 )
 
 TRAINING_EXAMPLES = Table(

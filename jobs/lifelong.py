@@ -1,0 +1,172 @@
+"""Long histories as at most `tokens` representatives (OneRec-V1, section 2.2); the algorithm is in `history_clusters`.
+
+A user gets a row on the first active day of each block of `every_days` days; the blocks of users are shifted by a hash
+of the user, so that every day has its share. The row holds the newest `history` events up to the end of that day, so
+a reader's newest row lags by less than `every_days` days of activity, which the short-term features cover. A run over
+all days computes a user once a block and not once a day; what a row is depends on the days up to it alone, hence one
+day by itself equals one pass over all.
+
+Vectors are those of the fit day and of the days appended to it up to the row's day. Rows of earlier days use those of the
+fit day, which saw all train days, as everything fitted does; the vectors only decide which events of the user's own past
+stand together. An item that has no vector by then is taken at the origin.
+
+Histories that fit into `tokens` never enter Python. The others are read from the first day that they need, cut to
+`history` in the arrays of the day, joined with their items' vectors and compressed a user at a time: what a task
+holds is one history (100,000 events of 64 dimensions: about 200 MB in Python). Their tasks are many and small by the sum
+of their events, so that each of a few heavy users mostly has one alone and free cores take the next. A day still reads
+the partitions of earlier days that its long histories lie in, and one narrow column of all of them to count events.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyarrow as pa
+from pyspark import StorageLevel
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from jobs.history_clusters import compress
+from jobs.tables import read_days, replace_days, spark_schema
+from jobs.timelines import EVENTS
+from schemas.calendar import Calendar
+from schemas.config import Config, LifelongConfig
+from schemas.lake import Identities, Lake
+from schemas.lineage import LIFELONG
+from schemas.tables import LIFELONG_SEQUENCES
+
+EVENTS_A_TASK = 25_000  # of long histories; a heavy user of 100,000 is then mostly alone in its task
+EVENTS_A_FILE = 4_000_000  # representatives; about 100 MB
+ARRAYS = ("impression_ids", *EVENTS)
+KEY = ("user_id", "date")
+
+
+def run(
+    spark: SparkSession,
+    lake: Lake,
+    config: Config,
+    calendar: Calendar,
+    todo: Mapping[str, Identities],
+    pins: Mapping[str, int],
+) -> dict[str, int]:
+    """Writes the stale days of lifelong_sequences in one pass; the version written, none where the stage is off."""
+    days = todo.get("lifelong_sequences")
+    if not days or LIFELONG.off(config):
+        return {}
+    known = [d for d in calendar.days if d <= max(days)]
+    sequences = read_days(spark, lake, "user_sequences", known, pins["user_sequences"])
+    fitted = [d for d in (calendar.fit_day, *calendar.appended) if d <= max(calendar.fit_day, max(days))]
+    vectors = read_days(spark, lake, "item_embeddings", fitted, pins["item_embeddings"])
+    spans = spans_of(sequences, min(days), max(days), config.lifelong).where(F.col("date").isin(sorted(days))).persist()
+    # Writing in order of users looks at the rows twice; what Python made is kept for the second look.
+    longer = long_rows(sequences, vectors, spans, calendar.fit_day, config.lifelong).persist(StorageLevel.DISK_ONLY)
+    try:
+        rows = short_rows(sequences, spans, config.lifelong.tokens).unionByName(longer)
+        files = -(-tokens_in(spans, config.lifelong) // (EVENTS_A_FILE * len(days)))
+        version = replace_days(spark, lake, "lifelong_sequences", rows, days, max(1, files), order=("user_id",))
+        return {"lifelong_sequences": version}
+    finally:
+        longer.unpersist()
+        spans.unpersist()
+
+
+def spans_of(sequences: DataFrame, first: datetime.date, last: datetime.date, settings: LifelongConfig) -> DataFrame:
+    """user_id, date, length, first_date, first_events: a row for each user and day from `first` to `last` that gets one.
+
+    Its history has `length` events: all of the days after `first_date` up to `date`, and the newest `first_events` of
+    `first_date`. `sequences` holds every day up to `last`.
+    """
+    sizes = sequences.select(*KEY, F.size("feedback").alias("events"))  # the narrowest array
+    block_starts = first - datetime.timedelta(days=settings.every_days - 1)  # earlier blocks end before `first`
+    due = due_days(sizes.where(F.col("date") >= block_starts), settings.every_days)
+    due = due.where(F.col("date").between(F.lit(first), F.lit(last)))
+    earlier = sizes.select("user_id", F.col("date").alias("day"), "events")
+    newest_first = Window.partitionBy(*KEY).orderBy(F.desc("day"))
+    newer = F.coalesce(F.sum("events").over(newest_first.rowsBetween(Window.unboundedPreceding, -1)), F.lit(0))
+    joined = due.join(earlier, "user_id").where(F.col("day") <= F.col("date")).withColumn("newer", newer)
+    kept = joined.where(F.col("newer") < settings.history)
+    return kept.groupBy(*KEY).agg(
+        F.least(F.sum("events"), F.lit(settings.history)).cast("int").alias("length"),
+        F.min("day").alias("first_date"),
+        (F.least(F.sum("events"), F.lit(settings.history)) - F.max("newer")).cast("int").alias("first_events"),
+    )
+
+
+def due_days(days: DataFrame, every_days: int) -> DataFrame:
+    """user_id, date: each user's first active day in each of their blocks of `every_days` days."""
+    shift = F.pmod(F.xxhash64("user_id"), F.lit(every_days))
+    block = F.floor((F.unix_date("date") + shift) / every_days)
+    return days.groupBy("user_id", block.alias("block")).agg(F.min("date").alias("date")).drop("block")
+
+
+def tokens_in(spans: DataFrame, settings: LifelongConfig) -> int:
+    """Representatives of all rows, at most."""
+    return spans.agg(F.coalesce(F.sum(F.least("length", F.lit(settings.tokens))), F.lit(0))).head()[0]  # type: ignore[index]
+
+
+def days_in(sequences: DataFrame, spans: DataFrame) -> DataFrame:
+    """One row a day of each history: user_id, date (of the row), day, length, and the arrays cut to the span."""
+    days = sequences.withColumnRenamed("date", "day").join(spans, "user_id")
+    within = days.where(F.col("day").between(F.col("first_date"), F.col("date")))
+    events = F.size("item_ids")
+    count = F.when(F.col("day") == F.col("first_date"), F.col("first_events")).otherwise(events)
+    return within.select(*KEY, "day", "length", *(newest(name, events, count).alias(name) for name in ARRAYS))
+
+
+def newest(array: str, size: Column, count: Column) -> Column:
+    """The last `count` of an array of `size`."""
+    return F.slice(array, size - count + 1, count)
+
+
+def short_rows(sequences: DataFrame, spans: DataFrame, tokens: int) -> DataFrame:
+    """Rows of lifelong_sequences for the histories that are kept as they are."""
+    days = days_in(sequences, spans.where(F.col("length") <= tokens))
+    day = F.struct("day", *EVENTS)
+    lines = days.groupBy(*KEY).agg(F.sort_array(F.collect_list(day)).alias("days"))
+    arrays = [F.flatten(F.col("days")[name]).alias(name) for name in EVENTS]
+    whole = lines.select(*KEY, *arrays)
+    return whole.withColumn("weights", F.transform("item_ids", lambda _: F.lit(1)))
+
+
+def long_rows(
+    sequences: DataFrame, vectors: DataFrame, spans: DataFrame, fit_day: datetime.date, settings: LifelongConfig
+) -> DataFrame:
+    """Rows of lifelong_sequences for the histories that are compressed, in tasks of few users each."""
+    longer = spans.where(F.col("length") > settings.tokens)
+    tasks = longer.agg(F.ceil(F.coalesce(F.sum("length"), F.lit(0)) / EVENTS_A_TASK)).head()[0]  # type: ignore[index]
+    events = days_in(sequences, longer).select(*KEY, F.inline(F.arrays_zip(*ARRAYS)))
+    known = vectors.select(F.col("item_id").alias("item_ids"), F.col("date").alias("known_from"), "vector")
+    seen = (F.col("known_from") <= F.greatest(F.col("date"), F.lit(fit_day))) | F.col("known_from").isNull()
+    joined = events.join(known, "item_ids", "left").select(*KEY, *ARRAYS, F.when(seen, F.col("vector")).alias("vector"))
+    groups = joined.repartition(max(1, tasks), *KEY).groupBy(*KEY)
+    return groups.applyInArrow(compressing(settings), spark_schema(LIFELONG_SEQUENCES))
+
+
+def compressing(settings: LifelongConfig) -> Callable[..., pa.Table]:
+    """What a task does with the events of one history."""
+
+    def compressed(key, table):  # type: ignore[no-untyped-def]  # Spark reads hints and cannot resolve postponed ones
+        events = {name: table.column(name).to_numpy() for name in ARRAYS}
+        made = compress(events, vectors_of(table), settings)
+        rows = {name: pa.array([values]) for name, values in made.items()}
+        return pa.table({"user_id": [key[0].as_py()], "date": [key[1].as_py()]} | rows, schema=LIFELONG_SEQUENCES.schema)
+
+    return compressed
+
+
+def vectors_of(table: pa.Table) -> dict[str, np.ndarray]:
+    """item_ids int64 [I], distinct, and vectors float32 [I, D], of the items that have one."""
+    known = table.select(["item_ids", "vector"]).filter(table.column("vector").is_valid())
+    items, first = np.unique(known.column("item_ids").to_numpy(), return_index=True)
+    lists = known.column("vector").take(pa.array(first)).combine_chunks()
+    width = len(lists[0]) if len(items) else 0
+    return {"item_ids": items, "vectors": lists.flatten().to_numpy().reshape(len(items), width)}
+
+
+if __name__ == "__main__":
+    from jobs.main import main
+
+    sys.exit(main(LIFELONG, run))

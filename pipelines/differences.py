@@ -115,6 +115,10 @@ class Historian:
         found = changed_settings(step.spec.settings, to_mapping(past.config), to_mapping(config))
         if past.logic != step.spec.logic:
             found.append(f"the stage's logic changed from {past.logic} to {step.spec.logic}")
+        if step.spec.by_day is not None:
+            before, after = step.spec.by_day(past.config, past.calendar, day), step.spec.by_day(config, step.calendar, day)
+            if before and after and before != after:
+                found.append(f"organised {before} then and {after} now")
         for read in step.spec.outputs[output]:
             now = planned.expected.get(read.source) or planned.inputs.get(read.source, {})
             then_days = set(input_days(read, day, past.calendar, past.config))

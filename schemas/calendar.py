@@ -16,6 +16,8 @@ from schemas.config import Config, SplitConfig
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
 
+WITH_FIT_DAY = "with the fit day"
+
 
 @dataclass(frozen=True)
 class Calendar:
@@ -82,3 +84,17 @@ def before_training(
 def training(scored: Calendar) -> Calendar:
     """The night's second half: what was scored, and the days between, train the next candidate."""
     return Calendar(scored.days, (*scored.validation, *scored.test), (), (), scored.codebook_day)
+
+
+def organised_as(config: Config, calendar: Calendar, day: datetime.date) -> str:
+    """How the partition `day` of training_examples is made: the name of an organiser, or WITH_FIT_DAY where its events
+    are in the partition of the fit day. Days after the fit are for evaluation, which counts every positive once."""
+    organiser = config.organise.organiser
+    if day > calendar.fit_day:
+        return "newest_only"
+    return WITH_FIT_DAY if organiser == "user_centric" and day < calendar.fit_day else organiser
+
+
+def organised_otherwise(config: Config, calendar: Calendar, day: datetime.date) -> str:
+    """`organised_as` for the identity of a partition; empty where the organiser makes all days in one way."""
+    return "" if config.organise.organiser == "newest_only" else organised_as(config, calendar, day)

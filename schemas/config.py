@@ -200,10 +200,14 @@ class PairsConfig:
 
 @dataclass(frozen=True)
 class OrganiseConfig:
-    """Organisation of impressions (OneRec-V2, Figure 3); other organisers and slices join this one."""
+    """Organisation of impressions (OneRec-V2, Figure 3). Days after the fit day are always organised by newest_only."""
 
-    organiser: Literal["newest_only"] = "newest_only"
-    slice: Literal["request"] = "request"
+    organiser: Literal["newest_only", "naive", "user_centric"] = "newest_only"
+    slice: Literal["request", "hour", "day"] = "request"  # of newest_only: requests that share a context
+    user_events: int = 1024  # of user_centric: longer histories are cut into pieces of this many events
+
+    def __post_init__(self) -> None:
+        require(self.user_events >= 1, "organise.user_events", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -430,6 +434,8 @@ class Config:
     def __post_init__(self) -> None:
         require("://" not in self.lake or bool(self.artifacts), "lake", "is a URI: set `artifacts` to a shared mount")
         require("://" not in self.artifacts, "artifacts", "must be a path: a disk or a mount that all machines share")
+        once = self.organise.organiser != "naive" or self.split.by == "days"
+        require(once, "organise.organiser", "naive repeats what a split by user holds out: set split.by to days")
 
 
 def require(condition: bool, key: str, remedy: str) -> None:

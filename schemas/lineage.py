@@ -12,11 +12,11 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from schemas.calendar import Calendar
+from schemas.calendar import Calendar, organised_otherwise
 from schemas.config import Config
 from schemas.lake import Identities, Lake
 from schemas.loader import to_mapping
@@ -55,6 +55,7 @@ class StageSpec:
         """Why the stage does nothing by configuration; empty where it is on."""
         on = not self.switch or getattr(config, self.switch).enabled
         return "" if on else f"{self.switch}.enabled is false"
+    by_day: Callable[[Config, Calendar, datetime.date], str] | None = None  # how one day's partition is made, if in ways
 
 
 SEQUENCES = StageSpec(
@@ -112,6 +113,7 @@ ORGANISE = StageSpec(
         )
     },
     summary="impressions organised into examples, each target with the context strictly before its request",
+    by_day=organised_otherwise,
 )
 REWARDS = StageSpec(
     "rewards",
@@ -271,6 +273,8 @@ def plan(
         expected: Identities = {}
         for day in output_days(spec, calendar):
             parts = []
+            if spec.by_day and (way := spec.by_day(config, calendar, day)):
+                parts.append(("by_day", way))
             for read in reads:
                 days = input_days(read, day, calendar, config)
                 lacking = [d for d in days if d not in known[read.source]]

@@ -229,34 +229,53 @@ def reference_features(events: list[Event], items: list[Row], users: list[Row], 
 
 
 def reference_examples(events: list[Event], items: list[Row], users: list[Row], config: Config) -> list[Row]:
-    """One row a user, day and first ts of a request."""
+    """One row a user, day and slice by the first ts of a request."""
+    slice_of = {"request": lambda us: us, "hour": lambda us: us // 3_600_000_000, "day": lambda us: 0}[
+        config.organise.slice
+    ]
     examples = defaultdict(list)
     for (user, day, request), targets in grouped(events, "user_id", "date", "request_id").items():
-        examples[user, day, targets[0].ts_us].append((request, targets))
+        examples[user, day, slice_of(targets[0].ts_us)].append((targets[0].ts_us, request, targets))
     rows = []
-    for (user, day, first), requests in examples.items():
-        requests.sort()
-        short, positive = tails([e for e in events if e.user_id == user and e.ts_us < first], config)
-        context = in_order(list({e.impression_id: e for e in [*short, *positive]}.values()))
-        targets = [e for _, own in requests for e in own]
-        target_arrays = arrays(targets, items, config, "target_")
-        kept = ("item_ids", "play_ms", "duration_ms", "feedback")
-        rows.append(
-            {
-                "user_id": user,
-                "date": day,
-                "slice_us": first,
-                "attributes": attributes_of(users, user, day, known_before=True),
-                **arrays(context, items, config, "context_"),
-                "request_ids": [request for request, _ in requests],
-                "request_ts_us": [first for _ in requests],
-                "history_end": [len(context) for _ in requests],
-                "target_start": np.cumsum([0, *(len(own) for _, own in requests)]).tolist(),
-                "target_impression_ids": [e.impression_id for e in targets],
-                **{f"target_{name}": target_arrays[f"target_{name}"] for name in kept},
-            }
-        )
+    for (user, day, _), requests in examples.items():
+        requests.sort(key=lambda found: found[:2])
+        first, last = requests[0][0], requests[-1][0]
+        own = [e for e in events if e.user_id == user and e.ts_us < last]
+        short, positive = tails([e for e in own if e.ts_us < first], config)
+        within = [e for e in own if e.ts_us >= first]
+        context = in_order(list({e.impression_id: e for e in [*short, *positive, *within]}.values()))
+        attributes = attributes_of(users, user, day, known_before=True)
+        rows.append(reference_example(user, day, attributes, context, requests, items, config))
     return by_key(rows, "training_examples")
+
+
+def reference_example(
+    user: int,
+    day: datetime.date,
+    attributes: list[str],
+    context: list[Event],
+    requests: list[tuple[int, int, list[Event]]],
+    items: list[Row],
+    config: Config,
+) -> Row:
+    """A row of training_examples from its context and its requests (first ts, id, targets), both in time order."""
+    targets = [e for *_, own in requests for e in own]
+    target_arrays = arrays(targets, items, config, "target_")
+    return {
+        "user_id": user,
+        "date": day,
+        "slice_us": requests[0][0],
+        "attributes": attributes,
+        **arrays(context, items, config, "context_"),
+        "request_ids": [request for _, request, _ in requests],
+        "request_ts_us": [first for first, *_ in requests],
+        "history_end": [sum(e.ts_us < first for e in context) for first, *_ in requests],
+        "target_start": np.cumsum([0, *(len(own) for *_, own in requests)]).tolist(),
+        "target_impression_ids": [e.impression_id for e in targets],
+        **{
+            f"target_{name}": target_arrays[f"target_{name}"] for name in ("item_ids", "play_ms", "duration_ms", "feedback")
+        },
+    }
 
 
 def reference_pairs(events: list[Event], config: Config) -> list[Row]:

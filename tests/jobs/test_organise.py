@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from pyspark.sql import functions as F
 
-from jobs.organise import newest_only
+from jobs.organisers import newest_only
 from jobs.timelines import EVENTS_A_BLOCK, newest_rows
 from schemas.config import Config, SequencesConfig
 from tests.jobs import logs

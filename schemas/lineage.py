@@ -50,12 +50,13 @@ class StageSpec:
     engine: Literal["spark", "ray", "none"] = "spark"
     switch: str = ""  # the section of the configuration whose `enabled: false` turns the stage off
     summary: str = ""
+    # How the partition of one day is made, where that depends on the roles of days; a part of its identity unless empty.
+    by_day: Callable[[Config, Calendar, datetime.date], str] | None = None
 
     def off(self, config: Config) -> str:
         """Why the stage does nothing by configuration; empty where it is on."""
         on = not self.switch or getattr(config, self.switch).enabled
         return "" if on else f"{self.switch}.enabled is false"
-    by_day: Callable[[Config, Calendar, datetime.date], str] | None = None  # how one day's partition is made, if in ways
 
 
 SEQUENCES = StageSpec(

@@ -61,11 +61,13 @@ def run(
     fitted = [d for d in (calendar.fit_day, *calendar.appended) if d <= max(calendar.fit_day, max(days))]
     vectors = read_days(spark, lake, "item_embeddings", fitted, pins["item_embeddings"])
     spans = spans_of(sequences, min(days), max(days), config.lifelong).where(F.col("date").isin(sorted(days))).persist()
+    tokens, long_events = totals(spans, config.lifelong.tokens)
+    tasks = -(-long_events // EVENTS_A_TASK)
     # Writing in order of users looks at the rows twice; what Python made is kept for the second look.
-    longer = long_rows(sequences, vectors, spans, calendar.fit_day, config.lifelong).persist(StorageLevel.DISK_ONLY)
+    longer = long_rows(sequences, vectors, spans, calendar.fit_day, config.lifelong, tasks).persist(StorageLevel.DISK_ONLY)
     try:
         rows = short_rows(sequences, spans, config.lifelong.tokens).unionByName(longer)
-        files = -(-tokens_in(spans, config.lifelong) // (EVENTS_A_FILE * len(days)))
+        files = -(-tokens // (EVENTS_A_FILE * len(days)))
         version = replace_days(spark, lake, "lifelong_sequences", rows, days, max(1, files), order=("user_id",))
         return {"lifelong_sequences": version}
     finally:
@@ -102,9 +104,12 @@ def due_days(days: DataFrame, every_days: int) -> DataFrame:
     return days.groupBy("user_id", block.alias("block")).agg(F.min("date").alias("date")).drop("block")
 
 
-def tokens_in(spans: DataFrame, settings: LifelongConfig) -> int:
-    """Representatives of all rows, at most."""
-    return spans.agg(F.coalesce(F.sum(F.least("length", F.lit(settings.tokens))), F.lit(0))).head()[0]  # type: ignore[index]
+def totals(spans: DataFrame, tokens: int) -> tuple[int, int]:
+    """Representatives of all rows, at most, and the events of the histories that are compressed."""
+    length = F.col("length")
+    sums = [F.sum(F.least(length, F.lit(tokens))), F.sum(F.when(length > tokens, length))]
+    (found,) = spans.agg(*(F.coalesce(total, F.lit(0)) for total in sums)).collect()
+    return found[0], found[1]
 
 
 def days_in(sequences: DataFrame, spans: DataFrame) -> DataFrame:
@@ -132,11 +137,15 @@ def short_rows(sequences: DataFrame, spans: DataFrame, tokens: int) -> DataFrame
 
 
 def long_rows(
-    sequences: DataFrame, vectors: DataFrame, spans: DataFrame, fit_day: datetime.date, settings: LifelongConfig
+    sequences: DataFrame,
+    vectors: DataFrame,
+    spans: DataFrame,
+    fit_day: datetime.date,
+    settings: LifelongConfig,
+    tasks: int,
 ) -> DataFrame:
-    """Rows of lifelong_sequences for the histories that are compressed, in tasks of few users each."""
+    """Rows of lifelong_sequences for the histories that are compressed, by hash of user and day in `tasks` tasks."""
     longer = spans.where(F.col("length") > settings.tokens)
-    tasks = longer.agg(F.ceil(F.coalesce(F.sum("length"), F.lit(0)) / EVENTS_A_TASK)).head()[0]  # type: ignore[index]
     events = days_in(sequences, longer).select(*KEY, F.inline(F.arrays_zip(*ARRAYS)))
     known = vectors.select(F.col("item_id").alias("item_ids"), F.col("date").alias("known_from"), "vector")
     seen = (F.col("known_from") <= F.greatest(F.col("date"), F.lit(fit_day))) | F.col("known_from").isNull()

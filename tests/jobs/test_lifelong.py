@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from pyspark.sql import functions as F
@@ -17,12 +18,14 @@ from pyspark.sql import functions as F
 from jobs import lifelong
 from jobs.history_clusters import compress
 from jobs.main import main
-from jobs.tables import read, replace_days
+from jobs.tables import read
+from pipelines.ray_tables import replace_days
 from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config, LifelongConfig
 from schemas.lake import Lake
 from schemas.lineage import LIFELONG, STAGES, plan
 from schemas.loader import load_config
+from schemas.tables import TABLES
 from tests.jobs import logs
 
 DAYS = logs.days_from(6)
@@ -57,22 +60,20 @@ def vector_rows(late_mark: float = 0.0) -> list[logs.Row]:
     return rows
 
 
-def write_inputs(spark: Any, lake: Lake, events: list[logs.Event], vectors: list[logs.Row]) -> list[logs.Row]:
+def write_inputs(lake: Lake, events: list[logs.Event], vectors: list[logs.Row]) -> list[logs.Row]:
     """Writes what the stage reads; the rows of user_sequences."""
-    rows = logs.reference_sequences(events, [], Config())
-    stamps = {day: f"rows of {day}" for day in DAYS}
-    replace_days(spark, lake, "impressions", logs.impressions_frame(spark, []), stamps)
-    replace_days(spark, lake, "user_sequences", logs.table_frame(spark, "user_sequences", rows), stamps)
-    fitted = {day: stamp for day, stamp in stamps.items() if day >= FIT_DAY}
-    replace_days(spark, lake, "item_embeddings", logs.table_frame(spark, "item_embeddings", vectors), fitted)
-    return rows
+    sequences = logs.reference_sequences(events, [], Config())
+    for name, rows in {"impressions": [], "user_sequences": sequences, "item_embeddings": vectors}.items():
+        stamps = {day: f"rows of {day}" for day in DAYS if name != "item_embeddings" or day >= FIT_DAY}
+        replace_days(lake, name, pa.Table.from_pylist(rows, TABLES[name].schema), stamps)
+    return sequences
 
 
 @pytest.fixture(scope="module")
 def built(spark, tmp_path_factory):
     """(configuration file, rows of user_sequences) after one pass over all days."""
     path = write_config(tmp_path_factory.mktemp("lifelong"))
-    rows = write_inputs(spark, Lake(load_config(path).lake), events_of(), vector_rows())
+    rows = write_inputs(Lake(load_config(path).lake), events_of(), vector_rows())
     assert main(LIFELONG, lifelong.run, ["--config", str(path)]) == 0
     return path, rows
 
@@ -134,7 +135,7 @@ def test_days_one_by_one_equal_one_pass(spark, built, tmp_path):
 def test_what_comes_after_a_day_changes_nothing_up_to_it(spark, built, tmp_path):
     path = write_config(tmp_path)
     lake = Lake(load_config(path).lake)
-    write_inputs(spark, lake, logs.poisoned_after(events_of(), DAYS[4]), vector_rows(late_mark=50.0))
+    write_inputs(lake, logs.poisoned_after(events_of(), DAYS[4]), vector_rows(late_mark=50.0))
     assert main(LIFELONG, lifelong.run, ["--config", str(path)]) == 0
     upto = [[row for row in written(spark, p) if row["date"] <= DAYS[4]] for p in (path, built[0])]
     assert upto[0] == upto[1]

@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     simulate = _command(commands, "simulate", "logs, users and videos in KuaiRand's format")
     simulate.add_argument("--out", required=True, help="folder to write")
     _command(commands, "report", "write the HTML report of the lake again")
+    organisers = _command(commands, "organisation-report", "what each way to organise impressions would make of the log")
+    organisers.add_argument("--date", help="the log up to the end of this day, YYYY-MM-DD; default: all of it")
     _command(commands, "check", "what is wrong with the source and its mapping, before anything runs")
     _command(commands, "plan", "what a run, or the night of --date, would do, and why", date=True)
     _command(commands, "status", "tables, artifacts, model versions, runs and the lock")
@@ -120,6 +122,10 @@ def run_command(options: argparse.Namespace, config: Config) -> dict[str, Any]:
     if options.command == "report":
         return {"stage": "report", "status": "done", "report": str(run.report_only(config))}
     date = parse_date(options.date) if options.date else None
+    if options.command == "organisation-report":
+        from pipelines import organisation_report
+
+        return organisation_report.run(config, date, options.quiet)
     if options.command == "run":
         summary = run.run_all(config, options.force, progress, date)
         if not options.quiet:

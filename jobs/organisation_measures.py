@@ -104,22 +104,23 @@ def with_next_of_others(events: DataFrame) -> DataFrame:
     """next_us: the first later time at which another user makes the same transition; null for never.
 
     Times of a transition that only one user makes, one after the other, are a run; what follows on a run is another's.
+    Frames end before a row, in order or against it, so that each is one pass.
     """
-    times = events.where("item_before IS NOT NULL").groupBy(*TRANSITION, "request_us")
-    single = F.when(F.min("user_id") == F.max("user_id"), F.min("user_id"))  # null: several users at that time
-    rows = times.agg(single.alias("single"))
-    in_time = Window.partitionBy(*TRANSITION).orderBy("request_us")
-    goes_on = F.coalesce(F.lag("single").over(in_time) == F.col("single"), F.lit(False))
-    rows = rows.withColumn("begins", (~goes_on).cast("int"))
-    rows = rows.withColumn("run", F.sum("begins").over(in_time.rowsBetween(*UP_TO_HERE)))
-    next_run = Window.partitionBy(*TRANSITION).orderBy("run").rangeBetween(1, 1)
-    rows = rows.withColumn("after_run", F.min("request_us").over(next_run))
-    following = {f"next_{name}": F.lead(name).over(in_time) for name in ("single", "request_us", "after_run")}
-    rows = rows.select(*TRANSITION, "request_us", *(value.alias(name) for name, value in following.items()))
-    joined = events.join(rows, [*TRANSITION, "request_us"], "left")
-    own = F.coalesce(F.col("next_single") == F.col("user_id"), F.lit(False))
-    next_us = F.when(own, F.col("next_after_run")).otherwise(F.col("next_request_us"))
-    return joined.withColumn("next_us", next_us).drop(*following)
+    alike, at_once = Window.partitionBy(*TRANSITION), Window.partitionBy(*TRANSITION, "request_us")
+    in_time, back_in_time = alike.orderBy("request_us"), alike.orderBy(F.desc("request_us"))
+    user = F.min("user_id").over(at_once)
+    rows = events.withColumn("single", F.when(user == F.max("user_id").over(at_once), user))  # null: several users
+    previous = F.max(F.struct("request_us", "single")).over(in_time.rangeBetween(*BEFORE))["single"]
+    goes_on = F.coalesce(previous == F.col("single"), F.lit(False))
+    rows = rows.withColumn("begins", F.when(~goes_on, F.col("request_us")))
+    rows = rows.withColumn("run", F.max("begins").over(in_time.rangeBetween(*UP_TO_HERE)))
+    later_runs = alike.orderBy(F.desc("run")).rangeBetween(*BEFORE)
+    rows = rows.withColumn("after_run", F.min("request_us").over(later_runs))
+    following = F.min(F.struct("request_us", "single", "after_run")).over(back_in_time.rangeBetween(*BEFORE))
+    rows = rows.withColumn("following", following)
+    own = F.coalesce(F.col("following.single") == F.col("user_id"), F.lit(False))
+    next_us = F.when(own, F.col("following.after_run")).otherwise(F.col("following.request_us"))
+    return rows.withColumn("next_us", next_us).drop("single", "begins", "run", "after_run", "following")
 
 
 def with_repeats(events: DataFrame, config: Config) -> DataFrame:

@@ -21,6 +21,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -32,6 +33,7 @@ KNOWN_MEANS = ("play_ms", "duration_ms")
 UNKNOWN = -1
 TIE = 1e-9  # relative: squared distances closer than this are equal
 BLOCK = 1 << 18  # elements of a block of distances: they stay in the cache
+DENSE = 1 << 13  # memberships: so few are multiplied as a matrix sooner than a sparse one is made
 
 Arrays = dict[str, np.ndarray]
 KMeans = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
@@ -114,12 +116,12 @@ def hierarchy(
         size, _, members = heapq.heappop(growing)
         wanted = min(max(2, cube_root(-size)), settings.tokens - len(growing) - len(whole), len(members))
         labels = kmeans(x_PD[members], weights_P[members], wanted, settings.iterations) if wanted > 1 else members * 0
-        parts = parts_of(members, labels)
+        parts = parts_of(members, labels, weights_P)
         if len(parts) == 1:
             whole.append(members)
             continue
-        for part in parts:
-            heapq.heappush(growing, (-int(weights_P[part].sum()), next(serial), part))
+        for part, events in parts:
+            heapq.heappush(growing, (-events, next(serial), part))
     found = np.empty(len(x_PD), np.int64)
     for cluster, members in enumerate([*whole, *(members for _, _, members in growing)]):
         found[members] = cluster
@@ -132,11 +134,14 @@ def cube_root(size: int) -> int:
     return root if root**3 <= size else root - 1
 
 
-def parts_of(members: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """The members of each label that has any, in their order."""
+def parts_of(members: np.ndarray, labels: np.ndarray, weights_P: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """The members of each label that has any, in their order, and the events of each part."""
     order = np.argsort(labels, kind="stable")
-    cuts = np.flatnonzero(np.diff(labels[order])) + 1
-    return np.split(members[order], cuts)
+    sorted_members, sorted_labels = members[order], labels[order]
+    starts = np.append(0, np.flatnonzero(sorted_labels[1:] != sorted_labels[:-1]) + 1)
+    sizes = np.add.reduceat(weights_P[sorted_members], starts).tolist()
+    bounds = [*starts.tolist(), len(order)]
+    return [(sorted_members[s:e], size) for s, e, size in zip(bounds[:-1], bounds[1:], sizes, strict=True)]
 
 
 def lloyd(x_PD: np.ndarray, weights_P: np.ndarray, k: int, iterations: int) -> np.ndarray:
@@ -164,9 +169,13 @@ def nearest(x_PD: np.ndarray, centres_KD: np.ndarray) -> np.ndarray:
 
 def means(x_PD: np.ndarray, weights_P: np.ndarray, labels_P: np.ndarray, centres_KD: np.ndarray) -> np.ndarray:
     """float64 [K, D]: the weighted mean of each label's points; the given centre where it has none."""
-    shape = (len(centres_KD), len(x_PD))
-    member_KP = sp.csc_array((weights_P.astype(np.float64), labels_P, np.arange(len(x_PD) + 1)), shape=shape)
-    weight_K1 = np.bincount(labels_P, weights_P, minlength=len(centres_KD))[:, None]
+    clusters = len(centres_KD)
+    if clusters * len(x_PD) <= DENSE:
+        member_KP: Any = (labels_P == np.arange(clusters)[:, None]) * weights_P.astype(np.float64)
+    else:
+        columns = np.arange(len(x_PD) + 1)
+        member_KP = sp.csc_array((weights_P.astype(np.float64), labels_P, columns), shape=(clusters, len(x_PD)))
+    weight_K1 = np.bincount(labels_P, weights_P, minlength=clusters)[:, None]
     return np.where(weight_K1 > 0, (member_KP @ x_PD) / np.maximum(weight_K1, 1.0), centres_KD)
 
 

@@ -1,20 +1,20 @@
 """Long histories as at most `tokens` representatives (OneRec-V1, section 2.2); the algorithm is in `history_clusters`.
 
 A user gets a row on the first active day of each block of `every_days` days; the blocks of users are shifted by a hash
-of the user, so that every day has its share. The row holds the newest `history` events up to the end of that day, so
-a reader's newest row lags by less than `every_days` days of activity, which the short-term features cover. A run over
-all days computes a user once a block and not once a day; what a row is depends on the days up to it alone, hence one
-day by itself equals one pass over all.
+of the user, so that every day has its share. The row holds the newest `history` events up to the end of that day; what
+a reader's newest row lacks lies in the rest of its block, and the short-term features cover that. A run over all days
+computes a user once a block and not once a day; what a row is depends on the days up to it alone, hence one day by
+itself equals one pass over all.
 
 Vectors are those of the fit day and of the days appended to it up to the row's day. Rows of earlier days use those of the
 fit day, which saw all train days, as everything fitted does; the vectors only decide which events of the user's own past
 stand together. An item that has no vector by then is taken at the origin.
 
-Histories that fit into `tokens` never enter Python. The others are read from the first day that they need, cut to
-`history` in the arrays of the day, joined with their items' vectors and compressed a user at a time: what a task
-holds is one history (100,000 events of 64 dimensions: about 200 MB in Python). Their tasks are many and small by the sum
-of their events, so that each of a few heavy users mostly has one alone and free cores take the next. A day still reads
-the partitions of earlier days that its long histories lie in, and one narrow column of all of them to count events.
+Histories that fit into `tokens` never enter Python. The others are cut to `history` while they are still arrays of days,
+joined with their items' vectors and compressed a user at a time: a task holds one history (100,000 events of 64
+dimensions: about 300 MB of Python). Tasks are as many as the events ask for, so that each of a few heavy users mostly has
+one alone and a free core takes the next. What grows with the log is the scan of earlier days for the events of the day's
+users; only theirs are kept.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def long_rows(
     longer = spans.where(F.col("length") > settings.tokens)
     events = days_in(sequences, longer).select(*KEY, F.inline(F.arrays_zip(*ARRAYS)))
     known = vectors.select(F.col("item_id").alias("item_ids"), F.col("date").alias("known_from"), "vector")
-    seen = (F.col("known_from") <= F.greatest(F.col("date"), F.lit(fit_day))) | F.col("known_from").isNull()
+    seen = F.col("known_from") <= F.greatest(F.col("date"), F.lit(fit_day))
     joined = events.join(known, "item_ids", "left").select(*KEY, *ARRAYS, F.when(seen, F.col("vector")).alias("vector"))
     groups = joined.repartition(max(1, tasks), *KEY).groupBy(*KEY)
     return groups.applyInArrow(compressing(settings), spark_schema(LIFELONG_SEQUENCES))

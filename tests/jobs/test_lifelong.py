@@ -19,6 +19,7 @@ from jobs import lifelong
 from jobs.history_clusters import compress
 from jobs.main import main
 from jobs.tables import read
+from pipelines import features
 from pipelines.ray_tables import replace_days
 from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config, LifelongConfig
@@ -27,6 +28,7 @@ from schemas.lineage import LIFELONG, STAGES, plan
 from schemas.loader import load_config
 from schemas.tables import TABLES
 from tests.jobs import logs
+from tests.jobs.test_daily import stage_context
 
 DAYS = logs.days_from(6)
 FIT_DAY = DAYS[3]  # the last train day; 4 validates, 5 tests
@@ -70,11 +72,13 @@ def write_inputs(lake: Lake, events: list[logs.Event], vectors: list[logs.Row]) 
 
 
 @pytest.fixture(scope="module")
-def built(spark, tmp_path_factory):
-    """(configuration file, rows of user_sequences) after one pass over all days."""
+def built(engines, tmp_path_factory):
+    """(configuration file, rows of user_sequences) after the stage's one pass over all days."""
     path = write_config(tmp_path_factory.mktemp("lifelong"))
-    rows = write_inputs(Lake(load_config(path).lake), events_of(), vector_rows())
-    assert main(LIFELONG, lifelong.run, ["--config", str(path)]) == 0
+    config = load_config(path)
+    rows = write_inputs(Lake(config.lake), events_of(), vector_rows())
+    result = features.lifelong(stage_context(engines, config, LIFELONG))
+    assert result.rows["lifelong_sequences"] == Lake(config.lake).row_count("lifelong_sequences") > 0
     return path, rows
 
 
@@ -140,6 +144,15 @@ def test_what_comes_after_a_day_changes_nothing_up_to_it(spark, built, tmp_path)
     upto = [[row for row in written(spark, p) if row["date"] <= DAYS[4]] for p in (path, built[0])]
     assert upto[0] == upto[1]
     assert written(spark, path) != written(spark, built[0])
+
+
+def test_other_vectors_make_stale_the_days_that_may_use_them(built, tmp_path):
+    path = write_config(tmp_path)
+    config, lake = load_config(path), Lake(load_config(path).lake)
+    shutil.copytree(load_config(built[0]).lake, lake.root)
+    for changed, stale in ((DAYS[4], DAYS[4:]), (FIT_DAY, DAYS)):
+        replace_days(lake, "item_embeddings", TABLES["item_embeddings"].schema.empty_table(), {changed: "other"})
+        assert plan(LIFELONG, config, lake, CALENDAR).todo["lifelong_sequences"] == tuple(stale)
 
 
 def test_switched_off_it_writes_nothing_and_is_part_of_no_identity(built, tmp_path, capsys):

@@ -48,6 +48,18 @@ class Engines:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
+            self._start_servers(ray)
+        for chatty in ("ray.data", "ray.train"):  # plans and timings of every small data set; errors are raised
+            logging.getLogger(chatty).setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True  # the same order on every pass
+        context.enable_progress_bars = False
+        self._ray_started = True
+
+    def _start_servers(self, ray: Any) -> None:
+        self._watch = RayWatch()
+        self._watch.start()
+        try:
             ray.init(
                 address="local",  # without it Ray joins a cluster that somebody started on this machine
                 num_cpus=self.resources.ray_cpus or os.cpu_count(),
@@ -56,14 +68,10 @@ class Engines:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-            self._watch = RayWatch()
-            self._watch.start()
-        for chatty in ("ray.data", "ray.train"):  # plans and timings of every small data set; errors are raised
-            logging.getLogger(chatty).setLevel(logging.ERROR)
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True  # the same order on every pass
-        context.enable_progress_bars = False
-        self._ray_started = True
+        except BaseException:
+            self._watch.stop()
+            raise
+        self._watch.connected()
 
     def stop_spark(self) -> None:
         """Ends the session and its JVM; the next use starts a new one."""

@@ -57,21 +57,28 @@ def by_stage(spark, engines, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [MODULE, SUBMIT], ids=["python", "spark-submit"])
-def test_both_ways_give_what_the_stage_gives(command: list[str], by_stage: Path, spark, tmp_path: Path) -> None:
+def test_spark_submit_gives_what_the_stage_gives(by_stage: Path, spark, tmp_path: Path) -> None:
     write_submit_defaults()
     path = config_file(tmp_path / "job")
     expected, lake = lake_of(load_config(by_stage)), lake_of(load_config(path))
     shutil.copytree(f"{expected.root}-before", lake.root)
-    done = run(command, "--config", str(path))
+    done = run(SUBMIT, "--config", str(path))
     assert done.returncode == EXIT_DONE, done.stderr[-2000:]
     answer = json.loads(done.stdout.splitlines()[-1])
     assert (answer["stage"], answer["status"]) == ("rewards", "done")
     assert answer["tables"] == {"rewards": lake.version("rewards")}
     assert lake.identities("rewards") == expected.identities("rewards") != {}
     assert rows_of(spark, lake, "rewards") == rows_of(spark, expected, "rewards") != []
-    with lake_lock(lake):
-        busy = run(command, "--config", str(path), "--force")
+
+
+@pytest.mark.parametrize("command", [MODULE, SUBMIT], ids=["python", "spark-submit"])
+def test_both_ways_tell_a_scheduler_the_same(command: list[str], by_stage: Path) -> None:
+    skipped = run(command, "--config", str(by_stage))
+    assert skipped.returncode == EXIT_DONE, skipped.stderr[-2000:]
+    answer = json.loads(skipped.stdout.splitlines()[-1])
+    assert (answer["stage"], answer["status"]) == ("rewards", "skipped")
+    with lake_lock(lake_of(load_config(by_stage))):
+        busy = run(command, "--config", str(by_stage), "--force")
     assert busy.returncode == EXIT_RETRY
     assert "Another run (process " in busy.stdout + busy.stderr  # spark-submit joins the two
     assert '{"stage"' not in busy.stdout

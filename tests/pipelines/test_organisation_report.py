@@ -22,7 +22,7 @@ from tests.pipelines.command_line import answer_of, shared_engines
 
 DAYS = logs.days_from(3)
 SETTINGS = OrganiseConfig(user_events=9)
-CONFIGS = [Config(sequences=SequencesConfig(*limits), organise=SETTINGS) for limits in ((2, 3), (4, 9))]
+CONFIG = Config(sequences=SequencesConfig(2, 3), organise=SETTINGS)
 WAYS = {f"newest_only/{name}": (newest_only, replace(SETTINGS, slice=name)) for name in SLICES}
 WAYS |= {"user_centric": (user_centric, SETTINGS), "naive": (naive, SETTINGS)}
 
@@ -54,9 +54,9 @@ def lake(spark, tmp_path_factory) -> Lake:
 
 
 @pytest.fixture(scope="module")
-def reports(engines, lake):
-    """What is measured, by each of CONFIGS."""
-    return [organisation_report.measures(engines, lake, config, DAYS) for config in CONFIGS]
+def report(engines, lake):
+    """What is measured by CONFIG."""
+    return organisation_report.measures(engines, lake, CONFIG, DAYS)
 
 
 def transitions(events: list[logs.Event], config: Config) -> list[Transition]:
@@ -103,51 +103,46 @@ def slice_places(events: list[logs.Event], config: Config) -> dict[int, int]:
     return {i: row["slice_us"] for row in rows for i in row["target_impression_ids"]}
 
 
-@pytest.mark.parametrize("which", range(2))
-def test_transitions_are_counted_as_by_brute_force(reports, which):
-    config, found = CONFIGS[which], reports[which]
-    each = transitions(a_log(), config)
+def test_transitions_are_counted_as_by_brute_force(report):
+    each = transitions(a_log(), CONFIG)
     times = [len(one.trained) for one in each]
-    assert found["naive"]["trained"] == sum(times) > len(each)
-    assert found["naive"]["trained_mean"] == pytest.approx(np.mean(times))
-    assert found["naive"]["trained_p99"] == pytest.approx(np.percentile(times, 99))
+    assert report["naive"]["trained"] == sum(times) > len(each)
+    assert report["naive"]["trained_mean"] == pytest.approx(np.mean(times))
+    assert report["naive"]["trained_p99"] == pytest.approx(np.percentile(times, 99))
     for name in ORGANISATIONS:
-        assert found[name]["transitions"] == len(each)
+        assert report[name]["transitions"] == len(each)
         if name != "naive":
-            assert (found[name]["trained_mean"], found[name]["trained_p99"]) == (1, 1)
+            assert (report[name]["trained_mean"], report[name]["trained_p99"]) == (1, 1)
 
 
-@pytest.mark.parametrize("which", range(2))
-def test_what_was_visible_too_early_is_counted_as_by_brute_force(spark, reports, which):
-    config, found = CONFIGS[which], reports[which]
+def test_what_was_visible_too_early_is_counted_as_by_brute_force(spark, report):
     events = a_log()
-    each = transitions(events, config)
+    each = transitions(events, CONFIG)
     for name in SLICES:
-        places = slice_places(events, replace(config, organise=replace(SETTINGS, slice=name)))
+        places = slice_places(events, replace(CONFIG, organise=replace(SETTINGS, slice=name)))
         expected = visible(each, lambda t: places[t.event.impression_id], lambda t: [places[t.event.impression_id]])  # noqa: B023
-        assert found[f"newest_only/{name}"]["visible"] == expected
+        assert report[f"newest_only/{name}"]["visible"] == expected
         assert (expected == 0) == (name == "request")
     users = spark.createDataFrame([(e.user_id,) for e in events], "user_id bigint").distinct()
     order = {row.user_id: row.hash for row in users.selectExpr("user_id", "xxhash64(user_id) hash").collect()}
     by_user = visible(each, lambda t: order[t.event.user_id], lambda t: [order[t.event.user_id]])
-    assert found["user_centric"]["visible"] == by_user > 0
-    assert found["naive"]["visible"] == visible(each, lambda t: t.request_us, lambda t: t.trained) > 0
-    assert found["naive"]["visible_share"] == pytest.approx(found["naive"]["visible"] / found["naive"]["trained"])
+    assert report["user_centric"]["visible"] == by_user > 0
+    assert report["naive"]["visible"] == visible(each, lambda t: t.request_us, lambda t: t.trained) > 0
+    assert report["naive"]["visible_share"] == pytest.approx(report["naive"]["visible"] / report["naive"]["trained"])
 
 
-@pytest.mark.parametrize(("name", "which"), [(name, i % 2) for i, name in enumerate(ORGANISATIONS)])
-def test_sizes_are_those_of_the_rows_that_the_organiser_makes(spark, reports, name, which):
-    config, found = CONFIGS[which], reports[which]
+@pytest.mark.parametrize("name", ORGANISATIONS)
+def test_sizes_are_those_of_the_rows_that_the_organiser_makes(spark, report, name):
     organiser, settings = WAYS[name]
-    sequences = logs.table_frame(spark, "user_sequences", logs.reference_sequences(a_log(), [], config))
+    sequences = logs.table_frame(spark, "user_sequences", logs.reference_sequences(a_log(), [], CONFIG))
     users = logs.table_frame(spark, "users", [])
-    rows = conform(organiser(sequences, None, users, replace(config, organise=settings)), TRAINING_EXAMPLES).toArrow()
+    rows = conform(organiser(sequences, None, users, replace(CONFIG, organise=settings)), TRAINING_EXAMPLES).toArrow()
     rows = rows.combine_chunks().cast(TABLES["training_examples"].schema)
-    assert found[name]["examples"] == len(rows)
+    assert report[name]["examples"] == len(rows)
     for key, column in (("requests", "request_ids"), ("targets", "target_item_ids"), ("context_tokens", "context_ts_us")):
-        assert found[name][key] == sum(map(len, rows.column(column).to_pylist()))
-    assert found[name]["bytes"] == rows.drop(["attributes"]).nbytes
-    assert found[name]["impressions_a_context"] == len(a_log()) / len(rows)
+        assert report[name][key] == sum(map(len, rows.column(column).to_pylist()))
+    assert report[name]["bytes"] == rows.drop(["attributes"]).nbytes
+    assert report[name]["impressions_a_context"] == len(a_log()) / len(rows)
 
 
 def test_the_command_prints_a_table_and_ends_with_one_json_object(engines, lake, tmp_path):

@@ -27,6 +27,8 @@ from schemas.lake import lake_of
 from tests.pipelines.tracked import PASSED, assert_complete, bare_version, register_version, tracked_run
 from tests.processes import free_ports, listens, server
 
+pytestmark = pytest.mark.long
+
 USER = "lazyrec"
 
 

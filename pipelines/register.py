@@ -44,7 +44,8 @@ def run(context: StageContext) -> StageResult:
     name = context.config.register.name
     client = MlflowClient()
     champion = champion_of(client, name)
-    number = version_of(client, name, context.identity)
+    broken_off = context.lake.manifest("register", context.identity) is None  # and not forced
+    number = version_of(client, name, context) if broken_off else None
     if number is not None and champion is not None and str(champion["version"]) == number:
         champion = champion_before(client, name)  # a version is not judged against itself
     gates = judge(context, champion)
@@ -116,14 +117,16 @@ def judge(context: StageContext, champion: dict[str, Any] | None) -> list[Gate]:
     return gates
 
 
-def version_of(client: MlflowClient, name: str, identity: str) -> str | None:
-    """The version that a run of this stage registered before it was broken off, or None: it is completed, so that a kill
-    leaves no second version of one model. What a finished run registered stays as it is."""
+def version_of(client: MlflowClient, name: str, context: StageContext) -> str | None:
+    """The version that a run of this stage on this lake registered before it was broken off, or None: it is completed,
+    so that a kill leaves no second version of one model. The run's status tells nothing: MLflow ends it with the model."""
     found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=NEWEST)
     for registered in found:
         run = client.get_run(registered.run_id) if registered.run_id and registered.status == "READY" else None
-        if run and run.data.tags.get("identity") == identity and run.info.status != "FINISHED":
-            return str(registered.version)
+        if run and run.data.tags.get("identity") == context.identity:
+            parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+            if parent.data.tags.get("lake") == context.lake.root:
+                return str(registered.version)
     return None
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,9 @@ def test_killed_and_broken_off_all_the_way_a_lake_ends_as_that_of_an_unbroken_ru
         breaking(Lake, "write_manifest", "register"),  # the version is champion, the artifact is not complete
     ):
         break_off(deployment, engines, failpoint)
+    with closing(sqlite3.connect(deployment.database)) as database, database:
+        # As a kill leaves it: MLflow ends the run with the model that is logged, and nobody is left to say that it failed.
+        assert database.execute("UPDATE runs SET status = 'FINISHED' WHERE name = 'register'").rowcount == 1
     finish(deployment, engines)
     assert differences(fingerprint(deployment.lake), unbroken) == []
     assert drafts(deployment.lake) == []

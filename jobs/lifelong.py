@@ -52,9 +52,9 @@ def run(
     todo: Mapping[str, Identities],
     pins: Mapping[str, int],
 ) -> dict[str, int]:
-    """Writes the stale days of lifelong_sequences in one pass; the version written, none where the stage is off."""
+    """Writes the stale days of lifelong_sequences in one pass; the version written."""
     days = todo.get("lifelong_sequences")
-    if not days or LIFELONG.off(config):
+    if not days:
         return {}
     known = [d for d in calendar.days if d <= max(days)]
     sequences = read_days(spark, lake, "user_sequences", known, pins["user_sequences"])

@@ -84,14 +84,14 @@ def command(name: str, parser: argparse.ArgumentParser, work: Work, arguments: S
 def run_job(
     spec: StageSpec, run: Run, config: Config, day: datetime.date | None = None, force: bool = False
 ) -> dict[str, int]:
-    """Writes the stale days, or `day` alone; the versions written, none where all is fresh.
+    """Writes the stale days, or `day` alone; the versions written, none where all is fresh or the stage is off.
 
     Raises MissingUpstream where an input is missing or `day` is newer than the log.
     """
     lake = lake_of(config)
     calendar = log_calendar(config, lake)
     todo = todo_of(spec, config, lake, calendar, day, force)
-    if not todo:
+    if not todo or spec.off(config):
         return {}
     pins = {name: version for name in TABLES if (version := lake.version(name)) is not None}
     return run(spark_session(config.resources), lake, config, calendar, todo, pins)

@@ -228,6 +228,17 @@ def reference_features(events: list[Event], items: list[Row], users: list[Row], 
     return by_key(rows, "user_features")
 
 
+def figure_3(a: int, b: int, c: int) -> tuple[int, list[Event]]:
+    """The start of the day, and the paper's two users in milliseconds after it: user 1 sees a, b at 1, 2 and c at 4; user 2
+    sees b at 2 and c at 3."""
+    start = midnight_us(FIRST_DAY)
+    shown = [(1, a, 1), (1, b, 2), (1, c, 4), (2, b, 2), (2, c, 3)]
+    return start, [
+        Event(i, i, user, item, start + t * 1000, play_ms=1000, duration_ms=2000, flags={"click": True})
+        for i, (user, item, t) in enumerate(shown)
+    ]
+
+
 def reference_examples(events: list[Event], items: list[Row], users: list[Row], config: Config) -> list[Row]:
     """One row a user, day and slice by the first ts of a request."""
     slice_of = {"request": lambda us: us, "hour": lambda us: us // 3_600_000_000, "day": lambda us: 0}[

@@ -80,12 +80,7 @@ def test_figure_3_repeats_no_transition_and_learns_none_too_early(spark):
     """User 1 sees A, B at t1, t2 and C at t4; user 2 sees B at t2 and C at t3. Naive organisation trains A->B again at t4;
     user-centric organisation shows the model B->C of t4 before user 2's t3. Newest-only does neither."""
     a, b, c = 1, 2, 3
-    shown = [(1, a, 1), (1, b, 2), (1, c, 4), (2, b, 2), (2, c, 3)]
-    start = logs.midnight_us(logs.FIRST_DAY)
-    events = [
-        logs.Event(i, i, user, item, start + t * 1000, play_ms=1000, duration_ms=2000, flags={"click": True})
-        for i, (user, item, t) in enumerate(shown)
-    ]
+    start, events = logs.figure_3(a, b, c)
     rows = sorted(organised(spark, Config(), events, [], []), key=lambda row: (row["slice_us"], row["user_id"]))
     learned = [
         ((row["slice_us"] - start) // 1000, row["user_id"], row["context_item_ids"], row["target_item_ids"]) for row in rows

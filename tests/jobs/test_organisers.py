@@ -128,12 +128,7 @@ def visible(rows: list[logs.Row], day) -> set[tuple]:
 def test_figure_3_naive_repeats_a_transition_and_user_centric_learns_one_too_early(spark):
     """User 1 sees A, B at t1, t2 and C at t4; user 2 sees B at t2 and C at t3 (see test_organise for newest_only)."""
     a, b, c = 1, 2, 3
-    shown = [(1, a, 1), (1, b, 2), (1, c, 4), (2, b, 2), (2, c, 3)]
-    start = logs.midnight_us(logs.FIRST_DAY)
-    events = [
-        logs.Event(i, i, user, item, start + t * 1000, play_ms=1000, duration_ms=2000, flags={"click": True})
-        for i, (user, item, t) in enumerate(shown)
-    ]
+    start, events = logs.figure_3(a, b, c)
     trained = []  # (user, time of the example, A, B, time of B) in the order of the table
     for organiser, config in ((naive, Config()), (user_centric, Config())):
         rows = sorted(organised(spark, organiser, config, events), key=lambda row: (row["slice_us"], row["user_id"]))

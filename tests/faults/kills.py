@@ -77,7 +77,7 @@ def stage_seconds(deployment: Tiny, log: str = "log") -> dict[str, float]:
     return taken
 
 
-def stage_lines(deployment: Tiny, log: str) -> Iterator[tuple[float, str, bool]]:
+def stage_lines(deployment: Tiny, log: str = "log") -> Iterator[tuple[float, str, bool]]:
     """Seconds since the start, the stage, and whether it ends, of each line that tells of a stage's begin or end."""
     for line in printed(deployment, log):
         match = LINE.fullmatch(line)

@@ -5,7 +5,8 @@
 An unbroken run into one lake is the reference. Into another, empty one the same command runs and is killed, goes on and is
 killed, until it ends before its kill, or has been killed a few times; then the two lakes must hold the same
 (`tests.faults.fingerprint`). A kill hits the driver, the Spark JVM or a process of Ray, at a moment that is uniform over
-the reference's duration or over that of one stage, each stage as likely. Nothing of a killed run may live on.
+the time that is left by the reference's pace, or over that of one stage that is left, each as likely. Nothing of a killed
+run may live on.
 The nights follow a whole run, a file a night, with a kill on every third. Exits 1 where anything is not as it must be.
 """
 
@@ -25,11 +26,11 @@ from pathlib import Path
 
 from schemas.errors import EXIT_DONE
 from tests.faults.fingerprint import Fingerprint, differences, drafts, fingerprint
-from tests.faults.kills import KINDS, PATIENCE, kill, last_line, stage_now, stage_seconds, victim, wait_until
+from tests.faults.kills import KINDS, PATIENCE, kill, last_line, stage_lines, stage_now, stage_seconds, victim, wait_until
 from tests.faults.tiny import BASE, DAYS, USERS, Tiny, start, tiny
 
 TRIES = 3  # of the same command after a kill
-CHAIN = 4  # kills of one lake at most
+CHAIN = 8  # kills of one lake at most
 
 
 @dataclass
@@ -104,24 +105,27 @@ def soak_kills(folder: Path, kills: int, chance: random.Random, seen: Seen) -> N
     wanted = fingerprint(reference.lake)
     seen.say(f"reference: exit 0 in {seconds:.1f} s")
     stages = stage_seconds(reference)
+    start_up = seconds - sum(stages.values())
     broken = tiny(folder / "broken")
     while seen.kills < kills:
         broken.forget()
         seen.say("an empty lake")
-        code = 1
+        code, left = 1, stages
         for _ in range(min(CHAIN, kills - seen.kills)):
-            said, code, faults = killed_run(broken, ["run"], any_moment(seconds, stages, chance), chance, seen)
+            said, code, faults = killed_run(broken, ["run"], any_moment(start_up, left, chance), chance, seen)
             seen.say(f"  {said}", faults)
-            if code == EXIT_DONE:
+            ended = {stage for _, stage, ends in stage_lines(broken) if ends}
+            left = {stage: taken for stage, taken in left.items() if stage not in ended}
+            if code == EXIT_DONE or not left:
                 break
         unfinished = [] if code == EXIT_DONE else finish(broken, ["run"], seen)[1]
         faults = unfinished or compared(broken, wanted)
         seen.say("  the lake is not the reference's" if faults else "  equal to the reference", faults)
 
 
-def any_moment(seconds: float, stages: Mapping[str, float], chance: random.Random) -> Moment:
+def any_moment(start_up: float, stages: Mapping[str, float], chance: random.Random) -> Moment:
     if chance.random() < 0.5:
-        return Moment(chance.uniform(0, seconds))
+        return Moment(chance.uniform(0, start_up + sum(stages.values())))
     stage = chance.choice(sorted(stages))
     return Moment(chance.uniform(0, stages[stage]), stage)
 

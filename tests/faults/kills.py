@@ -100,7 +100,8 @@ def kill(process: psutil.Process, run: subprocess.Popen[str]) -> tuple[int, list
     process.kill()
     run.wait(PATIENCE)
     wait_until(lambda: not any(map(lives, family)), LINGER)
-    return run.returncode, [name_of(process) for process in family if lives(process)]
+    living = [name_of(process) for process in family if lives(process)]
+    return run.returncode, [name for name in living if not name.startswith(AGENTS)]  # one may have got its name since
 
 
 def lives(process: psutil.Process) -> bool:

@@ -22,12 +22,12 @@ from pyspark.sql import functions as F
 
 from jobs import catalogues, tables
 from jobs.duplicates import with_fate
+from jobs.forget import deleted_users, unnamed, with_deleted, without_users
 from jobs.ingest_pass import Pass, plan_pass
 from jobs.ingest_plan import (
-    CONFLICT,
-    CONFLICT_REASON,
     FATES,
     KEPT,
+    REFUSED,
     STAGE,
     Day,
     IngestReport,
@@ -82,7 +82,7 @@ def ingest(
         log, first = _known_log(spark, config.source, memory, cleanup)
         work = plan_pass(lake, log, memory, days, force)
         cleanup.enter_context(reading(log.files))
-        snapshots = _read_snapshots(spark, log, cleanup)
+        snapshots = _read_snapshots(spark, lake, log, cleanup)
         rows = _rows_of(spark, work, first, cleanup) if work.todo else None
         usable = None if rows is None else rows.usable()
         mapped = config.source.kind == "mapped"
@@ -133,7 +133,8 @@ def _write_log(
 ) -> dict[str, dict[str, Any]]:
     """Commits impressions and rejected rows; returns identity and counts of the days of the pass."""
     usable = rows.usable().where(F.col("date").isin(list(work.todo)))
-    fated = with_fate(with_ids(usable, work.log.source.request_gap_ms), "impression_id", VALUES).persist()
+    fated = with_fate(with_ids(usable, work.log.source.request_gap_ms), "impression_id", VALUES)
+    fated = with_deleted(fated, deleted_users(spark, lake)).persist()
     cleanup.callback(fated.unpersist)
     counted = fate_counts(fated)
     identities = work.log.identities("impressions", work.todo)
@@ -147,8 +148,8 @@ def _write_log(
     if work.impressions:
         _write_impressions(spark, lake, work.impressions, fated, counts)
     if work.rejected:
-        conflicts = any(fates.get(CONFLICT) for fates in counted.values())
-        _write_rejected(spark, lake, work, rows, fated if conflicts else None, snapshots)
+        refused = any(fates.get(fate) for fates in counted.values() for fate in REFUSED)
+        _write_rejected(spark, lake, work, rows, fated if refused else None, snapshots)
     return counts
 
 
@@ -172,13 +173,14 @@ def _write_impressions(
 def _write_rejected(
     spark: SparkSession, lake: Lake, work: Pass, rows: LogRows, fated: DataFrame | None, snapshots: Snapshots
 ) -> None:
-    """`fated` is null where no rows conflict. What holds no refused row, most logs and snapshots, is not scanned again."""
+    """`fated` is null where it refuses no row. What holds no refused row, most logs and snapshots, is not scanned again."""
     columns = (*PLACE, "raw", "reason", "date")
     parts, blocks = [], rows.blocks(work.log.days[0])
     if any(facts.rejected for facts in rows.facts.values()):
         parts.append(rows.rejected())
     if fated is not None:
-        parts.append(fated.where(F.col("fate") == CONFLICT).withColumn("reason", F.lit(CONFLICT_REASON)).select(*columns))
+        reason = F.coalesce(*(F.when(F.col("fate") == fate, why) for fate, why in REFUSED.items()))
+        parts.append(fated.withColumn("reason", reason).where(F.col("reason").isNotNull()).select(*columns))
     since = {f.name: day for f in work.log.catalogues if (day := work.snapshots[f.stamp]) in work.rejected}
     for frame in snapshots.values() if since else ():
         spans = block_spans(frame)
@@ -190,19 +192,20 @@ def _write_rejected(
             blocks += [(name, block, shift, [], since[name]) for name, block, shift in shifts if name in since]
     if parts:
         found = numbered(spark, reduce(DataFrame.unionByName, parts), blocks)
-        refused = found.where(F.col("date").isin(list(work.rejected)))
+        refused = unnamed(found.where(F.col("date").isin(list(work.rejected))), deleted_users(spark, lake))
     else:
         refused = spark.createDataFrame([], tables.spark_schema(TABLES["rejected_rows"]))
     tables.replace_days(spark, lake, "rejected_rows", refused, work.rejected)
 
 
-def _read_snapshots(spark: SparkSession, log: Log, cleanup: ExitStack) -> Snapshots:
+def _read_snapshots(spark: SparkSession, lake: Lake, log: Log, cleanup: ExitStack) -> Snapshots:
     if not log.catalogues:
         return {}
     frames = CATALOGUES[log.source.kind](spark, log.catalogues, log.source)
     found = {}
     for name, rows in frames.items():
-        found[name] = (catalogues.judged(rows, TABLES[name]) if name in TABLES else rows).persist()
+        judged = catalogues.judged(rows, TABLES[name]) if name in TABLES else rows
+        found[name] = (without_users(judged, deleted_users(spark, lake)) if name == USERS.name else judged).persist()
         cleanup.callback(found[name].unpersist)
     return found
 

@@ -26,8 +26,8 @@ STAGE = "ingest"
 LOGIC = 2
 OUTPUTS = ("impressions", "rejected_rows", "items", "users")
 NEWEST = "newest"  # the artifact that points at the newest pass
-KEPT, DUPLICATE, CONFLICT = FATES = ("kept", "duplicate", "conflict")  # of a usable row
-CONFLICT_REASON = "same impression_id, different values"
+KEPT, DUPLICATE, CONFLICT, DELETED = FATES = ("kept", "duplicate", "conflict", "deleted")  # of a usable row
+REFUSED = {CONFLICT: "same impression_id, different values", DELETED: "the user was deleted"}  # fates: their reasons
 
 Day = datetime.date
 
@@ -197,9 +197,8 @@ def report_of(lake: Lake, log: Log, days: tuple[Day, ...], counts: Mapping[str, 
     wanted = {day.isoformat() for day in days}
     files = log.logs if days == log.days else log.holding(days)
     reasons = count_reasons(reasons for file in files for day, reasons in log.dated(file).items() if day in wanted)
-    fates = {fate: sum(counts[day][fate] for day in wanted) for fate in FATES}
-    if fates[CONFLICT]:
-        reasons[CONFLICT_REASON] = fates[CONFLICT]
+    fates = {fate: sum(counts[day].get(fate, 0) for day in wanted) for fate in FATES}
+    reasons |= {reason: fates[fate] for fate, reason in REFUSED.items() if fates[fate]}
     outside = sum(log.facts[file.stamp].outside for file in files)
     for file in files:
         outside += sum(n for day, n in log.facts[file.stamp].accepted.items() if day not in wanted)

@@ -1,25 +1,29 @@
-"""Duration-aware quantile of each play among the user's earlier ones (OneRec-V2, section 3.1.1).
+"""Duration-aware quantile of each play among earlier ones of like duration (OneRec-V2, section 3.1.1).
 
     bucket F(d) = floor(log_beta(d + epsilon)), d in SECONDS        q_i = |{p_j in P : p_j <= p_i}| / |P|
 
-P holds the plays of the user's own bucket at times strictly before ts_i: the target is not in it, and ties in ts see
-nothing of each other. (The paper leaves the unit, the window and the target's own membership open.) The quantile is null
-with fewer than `min_bucket` earlier plays, or where play or duration is unknown; negative is any bit of `negative`.
+P is the first of these pools that holds enough plays (the paper leaves the window, the target's own membership and
+small buckets open), and the column `pool` names it:
 
-Counting pairs within a bucket would be quadratic for a heavy user. Instead the prefix of earlier plays is cut into
-dyadic blocks, one a set bit of its length, and within each block one running count over the plays in ascending
-order answers every query: N log(bucket) rows through one window. Plays of days before the first one written count as one
-single block, so a day costs its own events times the logarithm, plus one row for each earlier play of its users.
+1. `own`: the user's plays in the own bucket at times strictly before ts_i; at least `min_bucket`;
+2. `neighbours`: those of the own bucket and the two beside it; at least `min_bucket`;
+3. `population`: all users' plays in the bucket on the `population_days` days before the day of i, by play time in
+   hundredths of the bucket's upper end; at least `min_population`.
+
+The target is never in its pool, and ties in ts see nothing of each other. The quantile is null where no pool of
+`rewards.backoff` is large enough, or where play or duration is unknown; negative is any bit of `negative`.
 """
 
 from __future__ import annotations
 
+import datetime
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
+from jobs.earlier_plays import GROUP, earlier_plays
 from jobs.tables import read_days, replace_days
 from jobs.timelines import has_any
 from schemas.calendar import Calendar
@@ -28,8 +32,7 @@ from schemas.feedback import mask_of
 from schemas.lake import Identities, Lake
 from schemas.lineage import REWARDS
 
-GROUP = ("user_id", "bucket")
-HISTORY = -1  # the level whose one block holds every play before the first day written
+BINS = 100  # of play time up to the upper end of a duration bucket, in which the population is counted
 
 
 def run(
@@ -44,35 +47,54 @@ def run(
     days = todo.get("rewards")
     if not days:
         return {}
-    version = pins["user_sequences"]
-    current = read_days(spark, lake, "user_sequences", [d for d in calendar.days if min(days) <= d <= max(days)], version)
-    earlier = [d for d in calendar.days if d < min(days)]
-    history = None
+
+    def sequences_of(wanted: Collection[datetime.date]) -> DataFrame:
+        return read_days(spark, lake, "user_sequences", wanted, pins["user_sequences"])
+
+    first = min(days)
+    current = sequences_of([d for d in calendar.days if first <= d <= max(days)])
+    earlier = [d for d in calendar.days if d < first]
+    history = before = None
     if earlier:
         active = current.select("user_id").distinct()
-        history = read_days(spark, lake, "user_sequences", earlier, version).join(active, "user_id", "left_semi")
-    rows = quantiles(current, history, config.rewards).where(F.col("date").isin(sorted(days)))
+        history = sequences_of(earlier).join(active, "user_id", "left_semi")
+        before = sequences_of([d for d in earlier if (first - d).days <= config.rewards.population_days])
+    rows = quantiles(current, history, before, config.rewards).where(F.col("date").isin(sorted(days)))
     return {"rewards": replace_days(spark, lake, "rewards", rows, days)}
 
 
-def quantiles(current: DataFrame, history: DataFrame | None, settings: RewardsConfig) -> DataFrame:
-    """Rows of rewards for every impression of `current` (rows of user_sequences, whole days); `history` holds the
-    earlier days of the same users, or is None at the start of the log."""
-    events = numbered(plays(current, settings))
-    entry = F.explode(F.concat(F.array(_entry(F.lit(HISTORY), F.lit(0), query=True)), _inserts(), _queries()))
-    entries = events.select(*GROUP, "play_ms", "impression_id", "date", "negative", "known", "before", entry.alias("entry"))
-    if history is not None:
-        past = plays(history, settings).where("known")
-        whole = _entry(F.lit(HISTORY), F.lit(0), query=False).alias("entry")
-        entries = entries.unionByName(past.select(*GROUP, "play_ms", whole), allowMissingColumns=True)
-    answers = counted(entries).where(F.col("entry")["query"] == 1)
-    earlier = F.max("before") + F.max(F.when(F.col("entry")["level"] == HISTORY, F.col("inserted")))
-    rows = answers.groupBy(*GROUP, "impression_id", "date", "negative", "known").agg(
-        F.sum("no_longer").alias("no_longer"), earlier.alias("earlier")
+def quantiles(
+    current: DataFrame, history: DataFrame | None, before: DataFrame | None, settings: RewardsConfig
+) -> DataFrame:
+    """Rows of rewards for every impression of `current` (rows of user_sequences, whole days).
+
+    `history` holds the earlier days of the same users and `before` the last `population_days` days of all users before
+    `current`; both are None at the start of the log.
+    """
+    events = plays(current, settings)
+    past = plays(history, settings).where("known").select(*GROUP, "play_ms") if history is not None else None
+    enough = max(1, settings.min_bucket)
+    near = "neighbours" in settings.backoff
+    rows = earlier_plays(events, past, enough if near else 0).withColumnRenamed("home", "bucket")
+    pools = {"own": ("own", enough)} | ({"neighbours": ("near", enough)} if near else {})
+    if "population" in settings.backoff:
+        shown = events if before is None else events.unionByName(plays(before, settings))
+        rows = with_population(rows, shown, settings)
+        pools["population"] = ("all", max(1, settings.min_population))
+    pool = F.coalesce(*(F.when(F.col(f"{p}_earlier") >= least, name) for name, (p, least) in pools.items()))
+    quantile = F.coalesce(
+        *(F.when(pool == name, F.col(f"{p}_no_longer") / F.col(f"{p}_earlier")) for name, (p, _) in pools.items())
     )
-    enough = F.col("known") & (F.col("earlier") >= max(1, settings.min_bucket))
-    quantile = F.when(enough, F.col("no_longer") / F.col("earlier"))
-    return rows.select("impression_id", "user_id", "date", "bucket", quantile.alias("quantile"), "negative")
+    known = F.col("known")
+    return rows.select(
+        "impression_id",
+        "user_id",
+        "date",
+        "bucket",
+        F.when(known, quantile).alias("quantile"),
+        F.when(known, pool).alias("pool"),
+        "negative",
+    )
 
 
 def plays(sequences: DataFrame, settings: RewardsConfig) -> DataFrame:
@@ -97,60 +119,30 @@ def duration_bucket(duration_ms: Column, settings: RewardsConfig) -> Column:
     return F.floor(F.log(settings.bucket_base, seconds + F.lit(settings.epsilon))).cast("int")
 
 
-def numbered(events: DataFrame) -> DataFrame:
-    """Adds, within each user and bucket, `place` (in order of time), `before` (known plays strictly earlier) and `plays`
-    (known ones); the first two mean something for known plays alone."""
-    group = Window.partitionBy(*GROUP)
-    known_first = F.col("known").desc()
-    return events.withColumns(
-        {
-            "place": F.row_number().over(group.orderBy(known_first, "ts_us", "impression_id")) - 1,
-            "before": F.rank().over(group.orderBy(known_first, "ts_us")) - 1,
-            "plays": F.count_if("known").over(group),
-        }
+def with_population(rows: DataFrame, shown: DataFrame, settings: RewardsConfig) -> DataFrame:
+    """Adds all_earlier and all_no_longer: plays of the bucket on the `population_days` days before `date`, and those of
+    them in no higher bin of play time. `shown` has the rows of `plays` of those days."""
+    binned = shown.where("known").select("date", "bucket", play_bin(settings).alias("bin"))
+    by_day = binned.groupBy("date", "bucket", "bin").agg(F.count("*").alias("plays"))
+    later = F.transform(
+        F.sequence(F.lit(1), F.lit(settings.population_days)), lambda days: F.date_add("date", days.cast("int"))
     )
-
-
-def counted(entries: DataFrame) -> DataFrame:
-    """Adds to each entry the plays inserted into its block, and those of them that are no longer than its own."""
-    block = Window.partitionBy(*GROUP, "entry.level", "entry.block")
-    ascending = block.orderBy("play_ms", "entry.query").rowsBetween(Window.unboundedPreceding, 0)  # inserts come first
-    inserted = 1 - F.col("entry")["query"]
-    return entries.withColumns({"no_longer": F.sum(inserted).over(ascending), "inserted": F.sum(inserted).over(block)})
-
-
-def _inserts() -> Column:
-    """The play at `place` lies in the left half of a block of each level whose bit of `place` is 0."""
-    return F.transform(
-        F.filter(_levels(), lambda level: _bit(F.col("place"), level) == 0),
-        lambda level: _entry(level, _shift(F.col("place"), level + 1), query=False),
+    seen = by_day.select(F.explode(later).alias("date"), "bucket", "bin", "plays")
+    asked = rows.where("known").select("date", "bucket", play_bin(settings).alias("bin")).distinct()
+    day = Window.partitionBy("date", "bucket")
+    ascending = day.orderBy("bin").rangeBetween(Window.unboundedPreceding, 0)
+    pooled = seen.unionByName(asked.withColumn("plays", F.lit(0).cast("long"))).groupBy("date", "bucket", "bin")
+    counts = pooled.agg(F.sum("plays").alias("plays")).withColumns(
+        {"all_no_longer": F.sum("plays").over(ascending), "all_earlier": F.sum("plays").over(day)}
     )
+    keyed = rows.withColumn("bin", F.when(F.col("known"), play_bin(settings)))
+    return keyed.join(counts.drop("plays"), ["date", "bucket", "bin"], "left").drop("bin")
 
 
-def _queries() -> Column:
-    """The first `before` plays are the left halves of one block for each bit of `before` that is 1."""
-    return F.transform(
-        F.filter(_levels(), lambda level: _bit(F.col("before"), level) == 1),
-        lambda level: _entry(level, _shift(F.col("before"), level + 1), query=True),
-    )
-
-
-def _levels() -> Column:
-    """The bits that a place in this bucket can have; none for an event that ranks nothing."""
-    highest = F.length(F.bin(F.greatest(F.col("plays") - 1, F.lit(0)))) - 1
-    return F.when(F.col("known"), F.sequence(F.lit(0), highest)).otherwise(F.array().cast("array<int>"))
-
-
-def _entry(level: Column, block: Column, query: bool) -> Column:
-    return F.struct(level.alias("level"), block.alias("block"), F.lit(int(query)).alias("query"))
-
-
-def _shift(value: Column, bits: Column) -> Column:
-    return F.call_function("shiftright", value, bits)
-
-
-def _bit(value: Column, position: Column) -> Column:
-    return _shift(value, position).bitwiseAND(F.lit(1))
+def play_bin(settings: RewardsConfig) -> Column:
+    """long: play time in hundredths of the upper end of the bucket's durations."""
+    upper_ms = F.pow(F.lit(settings.bucket_base), F.col("bucket") + 1) * 1000
+    return F.floor(F.col("play_ms") * BINS / upper_ms)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
@@ -94,10 +94,31 @@ def replace_days(
     return version
 
 
+def append(spark: SparkSession, lake: Lake, name: str, rows: DataFrame) -> None:
+    """Adds rows in a commit that carries no identity, creating the table where it is missing."""
+    create(spark, lake, name)
+    conform(rows, TABLES[name]).coalesce(1).write.format("delta").mode("append").save(lake.path(name))
+
+
+def delete_rows(spark: SparkSession, lake: Lake, name: str, condition: Column) -> None:
+    """Deletes rows by rewriting the files that hold them (no deletion vectors); no partition changes its identity."""
+    DeltaTable.forPath(spark, lake.path(name)).delete(condition)
+    assert_ray_readable(lake, name)
+
+
+def update_rows(spark: SparkSession, lake: Lake, name: str, chosen: DataFrame, values: Mapping[str, str | Column]) -> None:
+    """Sets columns of the rows whose key is in `chosen` (the columns of the key and the partition, each row once)."""
+    same = " AND ".join(f"old.{column} = new.{column}" for column in (*TABLES[name].key, PARTITION))
+    table = DeltaTable.forPath(spark, lake.path(name)).alias("old")
+    table.merge(chosen.alias("new"), same).whenMatchedUpdate(set=dict(values)).execute()
+    assert_ray_readable(lake, name)
+
+
 def create(spark: SparkSession, lake: Lake, name: str) -> None:
-    """Creates the table from its contract where it is missing: comments, properties, CHECK constraints."""
+    """Creates the table from its contract where it is missing: comments, properties, CHECK constraints. One that an earlier
+    release wrote gets the columns that the contract has gained since."""
     if lake.exists(name):
-        return
+        return add_new_columns(spark, lake, name)
     lake.clear_unborn(name)
     table = TABLES[name]
     builder = DeltaTable.createIfNotExists(spark).location(lake.path(name)).comment(table.meaning)
@@ -110,6 +131,15 @@ def create(spark: SparkSession, lake: Lake, name: str) -> None:
     for check, predicate in table.checks.items():
         builder = builder.property(f"delta.constraints.{check}", predicate)
     builder.partitionedBy(PARTITION).execute()
+
+
+def add_new_columns(spark: SparkSession, lake: Lake, name: str) -> None:
+    """Adds what the contract has and the table lacks; older rows are null there."""
+    known = {field.name for field in lake.open(name).schema().fields}
+    for field in spark_schema(TABLES[name]):
+        if field.name not in known:
+            added = f"ADD COLUMNS ({field.name} {field.dataType.simpleString()})"
+            spark.sql(f"ALTER TABLE delta.`{lake.path(name)}` {added}")
 
 
 def conform(rows: DataFrame, table: Table) -> DataFrame:

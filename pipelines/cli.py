@@ -46,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
     promote = _command(commands, "promote", "make a version whose gates passed the champion", force=True)
     promote.add_argument("--version", required=True, type=int, metavar="N", help="of the registered model")
     _command(commands, "rollback", "give the alias champion back to the version that held it before")
+    maintain = _command(commands, "maintain", "merge small files; remove old files and artifacts that nothing needs")
+    maintain.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    maintain.add_argument("--retention-days", type=int, metavar="N", help="default: maintenance.retention_days")
+    forget = _command(commands, "forget", "delete users from every table, and keep them out")
+    forget.add_argument("--user", action="append", default=[], type=int, metavar="ID", help="of table users; repeatable")
+    forget.add_argument("--source-id", action="append", default=[], metavar="TEXT", help="the source's own id; repeatable")
+    forget.add_argument("--purge", action="store_true", help="remove old versions at once, those that models pin too")
     tables = commands.add_parser("tables", help="the contracts of the tables", description="the contracts of the tables")
     tables.add_argument("name", nargs="?", metavar="NAME", help="one table; default: all")
     return root

@@ -1,4 +1,5 @@
-"""The commands of an operator: they look, or they move the champion; none starts an engine or waits for the lake."""
+"""The commands of an operator: they look, move the champion, tidy the lake up, or delete users from it. None but the last
+starts an engine, and none waits for the lake."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pipelines.progress import answer_console
 from schemas.config import Config
 from schemas.loader import parse_date
 
-NAMES = ("plan", "status", "promote", "rollback")
+NAMES = ("plan", "status", "promote", "rollback", "maintain", "forget")
 WIDTH = 200  # of what goes into a file or a pipe
 
 
@@ -29,6 +30,20 @@ def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
         if not options.quiet:
             status.print_status(found, answer_console(WIDTH))
         return found
+    if options.command == "maintain":
+        from pipelines import maintenance
+
+        maintained = maintenance.maintain(config, options.dry_run, options.retention_days)
+        if not options.quiet:
+            maintenance.print_maintained(maintained, answer_console(WIDTH))
+        return maintained
+    if options.command == "forget":
+        from pipelines import forget
+
+        forgotten = forget.forget(config, options.user, options.source_id, options.purge)
+        if not options.quiet:
+            forget.print_forgotten(forgotten, answer_console(WIDTH))
+        return forgotten
     from pipelines import promotion
 
     if options.command == "promote":

@@ -192,10 +192,23 @@ class SequencesConfig:
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """Co-occurrence of two positives of a user at most `window` positives and `max_gap_hours` apart."""
+    """Co-occurrence of two positives of a user at most `window` positives and `max_gap_hours` apart; Swing (Yang et al.,
+    2020) and user-to-item (QARM, its item alignment) over the days that those hours can reach."""
 
     window: int = 5
     max_gap_hours: float = 72.0
+    kinds: tuple[Literal["cooccurrence", "swing", "user_to_item"], ...] = ("cooccurrence",)
+    swing_alpha: float = 1.0  # against pairs of users who share few items
+    swing_users: int = 50  # of an item, those whose hash is smallest
+    swing_items: int = 1000  # users with more distinct items in the window count for none
+    latest: int = 50  # distinct items of a user among which user_to_item seeks a target's trigger
+
+    def __post_init__(self) -> None:
+        require(len(set(self.kinds)) == len(self.kinds) > 0, "item_pairs.kinds", "must name one kind or more, each once")
+        require(0 <= self.swing_alpha <= 1e6, "item_pairs.swing_alpha", "must lie between 0 and 10^6")
+        require(2 <= self.swing_users <= 4096, "item_pairs.swing_users", "must lie between 2 and 4096")
+        require(2 <= self.swing_items <= 100_000, "item_pairs.swing_items", "must lie between 2 and 100,000")
+        require(self.latest >= 1, "item_pairs.latest", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -212,16 +225,20 @@ class OrganiseConfig:
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """Duration-aware quantile (OneRec-V2, section 3.1.1). The papers leave beta and the smallest bucket open."""
+    """Duration-aware quantile (OneRec-V2, section 3.1.1). The papers leave beta and small buckets open."""
 
     bucket_base: float = 2.0
     epsilon: float = 1e-6
-    min_bucket: int = 3  # fewer earlier plays of the user in the bucket give no quantile
+    min_bucket: int = 3  # fewer earlier plays of the user in the bucket fall back to the pools of `backoff`
+    backoff: tuple[Literal["neighbours", "population"], ...] = ("neighbours", "population")
+    population_days: int = 7  # before the day, whose plays of all users are the population
+    min_population: int = 100  # fewer plays of the bucket on those days give no quantile
     negative: tuple[str, ...] = ("hate",)
 
     def __post_init__(self) -> None:
         check_bits("rewards.negative", self.negative)
         require(self.bucket_base > 1, "rewards.bucket_base", "must be above 1")
+        require(self.population_days >= 1, "rewards.population_days", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -387,6 +404,18 @@ class RecommendConfig:
 
 
 @dataclass(frozen=True)
+class MaintenanceConfig:
+    """What `lazyrec maintain` tidies up, and how long rows stay readable that `lazyrec forget` removed."""
+
+    retention_days: int = resource(90)  # files and artifacts that nothing needs any more are kept so long
+    target_file_mb: int = resource(128)  # small files of a day are merged up to this size
+
+    def __post_init__(self) -> None:
+        require(self.retention_days >= 0, "maintenance.retention_days", "must be at least 0")
+        require(self.target_file_mb >= 1, "maintenance.target_file_mb", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class ResourceConfig:
     """What a run may use; no part of any identity."""
 
@@ -429,6 +458,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
     recommend: RecommendConfig = field(default_factory=RecommendConfig)
+    maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
     resources: ResourceConfig = field(default_factory=ResourceConfig)
 
     def __post_init__(self) -> None:

@@ -118,10 +118,10 @@ ORGANISE = StageSpec(
 )
 REWARDS = StageSpec(
     "rewards",
-    logic=1,
+    logic=2,
     settings=("rewards",),
     outputs={"rewards": (Read("user_sequences", "until"),)},
-    summary="duration-aware quantile of each play among the user's earlier ones",
+    summary="duration-aware quantile of each play among earlier ones",
 )
 TRAIN = StageSpec(
     "train",

@@ -194,10 +194,10 @@ ITEM_PAIRS = Table(
     "two items that belong together by the events of one day; sum over days for a longer span",
     pa.schema(
         [
-            required("item_a", pa.int64(), "the smaller item id for symmetric kinds"),
-            required("item_b", pa.int64(), "the other item"),
+            required("item_a", pa.int64(), "the smaller item id; the trigger for user_to_item"),
+            required("item_b", pa.int64(), "the other item; the target for user_to_item"),
             required("kind", pa.string(), "cooccurrence, swing or user_to_item"),
-            required("weight", pa.float64(), "strength, additive over days"),
+            required("weight", pa.float64(), "strength, additive over days; of user_to_item the number of targets"),
             DATE,
         ]
     ),
@@ -297,14 +297,15 @@ TRAINING_EXAMPLES = Table(
 
 REWARDS = Table(
     "rewards",
-    "one impression: the quantile of its play time among the user's earlier events of like duration",
+    "one impression: the quantile of its play time among earlier ones of like duration",
     pa.schema(
         [
             required("impression_id", pa.int64(), "impression"),
             USER,
             DATE,
             column("bucket", pa.int32(), "logarithmic duration bucket; null without a duration"),
-            column("quantile", pa.float64(), "share of earlier plays in the bucket that are no longer; null if too few"),
+            column("quantile", pa.float64(), "share of earlier plays in the pool that are no longer; null if too few"),
+            column("pool", pa.string(), "own, neighbours or population: whose plays; null without a quantile"),
             required("negative", pa.bool_(), "explicit negative feedback"),
         ]
     ),
@@ -332,6 +333,15 @@ RECOMMENDATIONS = Table(
     written_by="recommend",
 )
 
+DELETED_USERS = Table(
+    "deleted_users",
+    "a user whose rows were deleted on request; ingest leaves out whatever the source still says of them",
+    pa.schema([USER, required("date", pa.date32(), "partition: the day of the deletion, UTC")]),
+    key=("user_id",),
+    written_by="forget",
+    checks={"user_not_negative": "user_id >= 0"},
+)
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
@@ -348,5 +358,6 @@ TABLES: dict[str, Table] = {
         TRAINING_EXAMPLES,
         REWARDS,
         RECOMMENDATIONS,
+        DELETED_USERS,
     )
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -319,25 +320,35 @@ def reference_rewards(events: list[Event], config: Config) -> list[Row]:
             return None
         return math.floor(math.log(event.duration_ms / 1000 + settings.epsilon, settings.bucket_base))
 
+    def play_bin(event: Event) -> int:
+        return math.floor(event.play_ms * 100 / (settings.bucket_base ** (bucket(event) + 1) * 1000))
+
+    known = [event for event in events if event.play_ms is not None and event.duration_ms is not None]
+
+    def pools(event: Event) -> Iterator[tuple[str, int, list[bool]]]:
+        """Name, least size, and for each play of the pool whether it is no longer."""
+        own = [e for e in known if e.user_id == event.user_id and e.ts_us < event.ts_us]
+        beside = [e for e in own if abs(bucket(e) - bucket(event)) <= 1]
+        yield "own", settings.min_bucket, [e.play_ms <= event.play_ms for e in beside if bucket(e) == bucket(event)]
+        if "neighbours" in settings.backoff:
+            yield "neighbours", settings.min_bucket, [e.play_ms <= event.play_ms for e in beside]
+        if "population" in settings.backoff:
+            days = range(1, settings.population_days + 1)
+            shown = [e for e in known if (event.date - e.date).days in days and bucket(e) == bucket(event)]
+            yield "population", settings.min_population, [play_bin(e) <= play_bin(event) for e in shown]
+
     rows = []
     for event in events:
-        plays = [
-            other.play_ms
-            for other in events
-            if other.user_id == event.user_id
-            and other.ts_us < event.ts_us
-            and other.play_ms is not None
-            and bucket(other) is not None
-            and bucket(other) == bucket(event)
-        ]
-        known = event.play_ms is not None and event.duration_ms is not None and len(plays) >= max(1, settings.min_bucket)
+        found = (pool for pool in (pools(event) if event in known else ()) if len(pool[2]) >= max(1, pool[1]))
+        name, _, no_longer = next(found, (None, 0, []))
         rows.append(
             {
                 "impression_id": event.impression_id,
                 "user_id": event.user_id,
                 "date": event.date,
                 "bucket": bucket(event),
-                "quantile": sum(p <= event.play_ms for p in plays) / len(plays) if known else None,
+                "quantile": sum(no_longer) / len(no_longer) if name else None,
+                "pool": name,
                 "negative": bool(event.feedback(config.source.rating_threshold) & negative),
             }
         )

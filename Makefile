@@ -10,7 +10,7 @@ NIGHTS ?= 10
 SEED ?= 0
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong soak faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features soak faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -58,6 +58,9 @@ bench-baselines: setup  ## popularity, ItemKNN and SASRec on the Beauty file
 
 bench-lifelong: setup  ## compression of long histories beside scikit-learn and faiss; FULL=1: more users a cell
 	$(BIN)/python -m benchmarks.lifelong
+
+bench-features: setup  ## the feature jobs beside DuckDB and Polars on the same log; FULL=1: the largest size too
+	$(BIN)/python -m benchmarks.features
 
 soak: setup  ## kills at random moments and nights in a row; KILLS=100 NIGHTS=10 SEED=0
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS) --nights $(NIGHTS) --seed $(SEED)

@@ -466,6 +466,10 @@ class Config:
         require("://" not in self.artifacts, "artifacts", "must be a path: a disk or a mount that all machines share")
         once = self.organise.organiser != "naive" or self.split.by == "days"
         require(once, "organise.organiser", "naive repeats what a split by user holds out: set split.by to days")
+        paired = "pairs" not in self.embed.sources or "cooccurrence" in self.item_pairs.kinds
+        require(
+            paired, "item_pairs.kinds", "lacks cooccurrence, which embed.sources `pairs` reads: add it, or drop that source"
+        )
 
 
 def require(condition: bool, key: str, remedy: str) -> None:

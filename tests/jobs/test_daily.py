@@ -34,8 +34,11 @@ Versions = dict[str, int]
 
 def write_config(folder: Path) -> Path:
     path = folder / "conf.yaml"
-    settings = {"short_length": 3, "positive_length": 5}
-    path.write_text(yaml.safe_dump({"lake": str(folder / "lake"), "sequences": settings, "rewards": {"min_bucket": 1}}))
+    settings = {
+        "sequences": {"short_length": 3, "positive_length": 5},
+        "rewards": {"min_bucket": 4, "population_days": 1, "min_population": 20},
+    }
+    path.write_text(yaml.safe_dump({"lake": str(folder / "lake"), **settings}))
     return path
 
 

@@ -13,16 +13,17 @@ from pyspark.sql import functions as F
 from jobs.item_pairs import pairs_of, positives
 from jobs.swing import SEED
 from jobs.user_to_item import LatestItems
-from schemas.config import Config, PairsConfig
+from schemas.config import Config, EmbedConfig, PairsConfig
 from schemas.feedback import mask_of
 from schemas.lineage import window_days
 from tests.jobs import logs, pair_kinds
 
 KINDS = ("swing", "user_to_item")
+NO_PAIRS = EmbedConfig(("text",), (1.0,))  # it reads co-occurrence, which would have to be there
 CONFIGS = (
-    Config(item_pairs=PairsConfig(kinds=KINDS)),
-    Config(item_pairs=PairsConfig(2, 20.0, KINDS, swing_alpha=0.0, swing_users=6, swing_items=5, latest=3)),
-    Config(item_pairs=PairsConfig(1, 30.0, KINDS, swing_alpha=0.5, swing_users=4, latest=1)),
+    Config(item_pairs=PairsConfig(kinds=KINDS), embed=NO_PAIRS),
+    Config(item_pairs=PairsConfig(2, 20.0, KINDS, swing_alpha=0.0, swing_users=6, swing_items=5, latest=3), embed=NO_PAIRS),
+    Config(item_pairs=PairsConfig(1, 30.0, KINDS, swing_alpha=0.5, swing_users=4, latest=1), embed=NO_PAIRS),
 )
 SPLITS = (((0,), (1,), (2,), (3,), (4,)), ((0, 2, 4), (1, 3)), ((3, 4), (0, 1, 2)))
 DAYS = logs.days_from(5)
@@ -78,7 +79,7 @@ def test_popular_items_keep_the_same_users(spark):
         for user in range(100)
         for item in (0, 1)
     ]
-    config = Config(item_pairs=PairsConfig(kinds=("swing",), swing_users=10))
+    config = Config(item_pairs=PairsConfig(kinds=("swing",), swing_users=10), embed=NO_PAIRS)
     (row,) = made(spark, config, logs.reference_sequences(clicks, [], config), DAYS[:1])
     assert row["weight"] == pytest.approx(math.comb(10, 2) * (1 / 2) / (1 + 2))
 
@@ -91,7 +92,7 @@ def test_the_smaller_item_wins_a_tie_of_triggers(spark):
         for user, items in shown
         for place, item in enumerate(items)
     ]
-    config = Config(item_pairs=PairsConfig(window=1, kinds=("user_to_item",)))
+    config = Config(item_pairs=PairsConfig(window=1, kinds=("user_to_item",)), embed=NO_PAIRS)
     rows = made(spark, config, logs.reference_sequences(clicks, [], config), DAYS[:1])
     found = {(row["item_a"], row["item_b"]): row["weight"] for row in rows}
     assert found == {(3, 7): 3.0, (5, 7): 1.0, (3, 5): 1.0, (5, 3): 1.0}

@@ -1,0 +1,107 @@
+"""What Spark writes, Spark, Ray Data and Polars read: every table of the contract, with nulls, empty arrays, extreme
+numbers and odd texts, row by row and type by type."""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections import Counter
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs import tables
+from pipelines.ray_tables import read_arrow, read_dataset
+from schemas.lake import Lake
+from schemas.tables import PARTITION, TABLES, Table
+
+DAYS = (datetime.date(2026, 1, 2), datetime.date(2026, 1, 3))
+CANDIDATES, ROWS = 400, 30
+TEXTS = ("", " ", "text", "日本 🎬", "e\u0301", 'a"b', "a,b\n\tc", "\x00", "\ufeff", "null", "NaN", "x" * 5_000)
+DATES = (datetime.date.min, datetime.date(1969, 12, 31), datetime.date(2026, 2, 28), datetime.date.max)
+FIRST, LAST = datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC), datetime.datetime.max.replace(2100, tzinfo=datetime.UTC)
+REALS = (0.0, -0.0, 1.0, 0.5, -1.5, 1e-3, 3e38, -3e38, float("nan"), float("inf"), -float("inf"))
+
+
+def value_of(dtype: pa.DataType, rng: random.Random, length: int) -> Any:
+    if pa.types.is_list(dtype):
+        return [value_of(dtype.value_type, rng, length) for _ in range(max(0, length + rng.choice((0, 0, 0, 0, 1))))]
+    if pa.types.is_integer(dtype):
+        limit = 2 ** (dtype.bit_width - 1)
+        return rng.choice((0, 1, 7, limit - 1, rng.randrange(limit), rng.randrange(limit), -1, -limit))
+    if pa.types.is_floating(dtype):
+        return rng.choice(REALS)
+    if pa.types.is_timestamp(dtype):
+        return rng.choice((FIRST, LAST, FIRST + datetime.timedelta(microseconds=rng.randrange(2**51))))
+    if pa.types.is_boolean(dtype):
+        return rng.random() < 0.5
+    return rng.choice(DATES if pa.types.is_date(dtype) else TEXTS)
+
+
+def row_of(table: Table, rng: random.Random) -> dict[str, Any]:
+    """A null wherever one may be; arrays about as long as each other."""
+    length = rng.choice((0, 1, 3))
+    row = {f.name: None if f.nullable and rng.random() < 0.3 else value_of(f.type, rng, length) for f in table.schema}
+    return row | {PARTITION: rng.choice(DAYS)}
+
+
+def rows_of(spark: SparkSession, table: Table) -> pa.Table:
+    """Rows that fulfil the table's constraints, chosen among more by the constraints themselves."""
+    rng = random.Random(table.name)
+    drawn = pa.Table.from_pylist([row_of(table, rng) for _ in range(CANDIDATES)], schema=table.schema)
+    numbered = spark.createDataFrame(drawn.append_column("place", pa.array(range(CANDIDATES))))
+    for check in table.checks.values():
+        numbered = numbered.where(F.expr(check))
+    places = [row["place"] for row in numbered.select("place").collect()]
+    assert len(places) >= ROWS, f"{table.name}: too few of the rows drawn fulfil its constraints"
+    return drawn.take(pa.array(sorted(places)[:ROWS]))
+
+
+def plain(value: Any) -> Any:
+    """One form of a value for all readers; NaN equals NaN, and -0.0 differs from 0.0."""
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, datetime.datetime):
+        return value.astimezone(datetime.UTC)
+    return tuple(map(plain, value)) if isinstance(value, list) else value
+
+
+def row_set(rows: list[dict[str, Any]], table: Table) -> Counter[tuple[Any, ...]]:
+    return Counter(tuple(plain(row[name]) for name in table.columns) for row in rows)
+
+
+def types_of(schema: pa.Schema) -> dict[str, str]:
+    """By column, whatever the elements of its lists are called."""
+    return {
+        field.name: str(pa.list_(field.type.value_type) if pa.types.is_list(field.type) else field.type) for field in schema
+    }
+
+
+def spark_types(frame: DataFrame) -> dict[str, str]:
+    return {field.name: field.dataType.simpleString() for field in frame.schema}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_all_readers_see_the_rows_and_types_of_the_contract(spark, ray_module, lake: Lake, name: str) -> None:
+    table = TABLES[name]
+    written = rows_of(spark, table)
+    want = row_set(written.to_pylist(), table)
+    version = tables.replace_days(spark, lake, name, spark.createDataFrame(written), dict.fromkeys(DAYS, "identity"))
+
+    by_spark = tables.read(spark, lake, name, version)
+    assert spark_types(by_spark) == {f.name: f.dataType.simpleString() for f in tables.spark_schema(table)}
+    assert row_set(by_spark.toArrow().to_pylist(), table) == want, "Spark"
+
+    batches = list(read_dataset(lake, name, version).iter_batches(batch_format="pyarrow", batch_size=None))
+    by_ray = pa.concat_tables(batches)
+    for arrow in (by_ray, read_arrow(lake, name, version)):
+        assert types_of(arrow.schema) == types_of(table.schema)
+        assert row_set(arrow.to_pylist(), table) == want, "Ray"
+
+    by_polars = pl.read_delta(lake.path(name), version=version)
+    assert dict(by_polars.schema) == dict(pl.from_arrow(table.schema.empty_table()).schema)
+    assert row_set(by_polars.to_dicts(), table) == want, "Polars"

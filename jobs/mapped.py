@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from jobs.bounds import ROUNDING
 from jobs.lines import PLACE, escaped_paths, read_lines, source_file, split_csv
 from jobs.mapped_values import Input, Value, day, flag, floats, identifier, milliseconds, moment, number, texts
-from jobs.mapping import ATTRIBUTE, Cell, cells_of, columns_of, role_mappings
+from jobs.mapping import ATTRIBUTE, Cell, cells_of, columns_of, is_text, role_mappings
 from jobs.source_files import SourceFile, column_types, headers
 from schemas.config import SourceConfig
 from schemas.feedback import FLAGS
@@ -104,9 +104,15 @@ def _parquet(spark: SparkSession, files: list[SourceFile], cells: list[Cell], so
         F.lit(0).cast("bigint").alias("block"),
         F.col("_metadata.row_index").alias("line"),
         F.to_json(F.struct(*quoted.values()), {"ignoreNullFields": "false"}).alias("raw"),
-        F.lit(None).cast("string").alias("shape"),
+        _garbled(cells, quoted).alias("shape"),
         *(quoted[cell.name].alias(_alias(i)) for i, cell in enumerate(cells)),
     )
+
+
+def _garbled(cells: list[Cell], columns: Mapping[str, Column]) -> Column:
+    texts = [~F.is_valid_utf8(columns[cell.name]) for cell in cells if is_text(cell.type)]
+    found = reduce(Column.__or__, (F.coalesce(text, F.lit(False)) for text in texts), F.lit(False))
+    return F.when(found, "not UTF-8 text")
 
 
 def judged_row(values: Mapping[str, Value]) -> list[Column]:

@@ -13,13 +13,28 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, LongType, TimestampNTZType
 
-from jobs.bounds import FALSE, FIRST_MS, INTEGER, LAST_MS, LONGEST_MS, MAX_ID, NO_ID, TRUE
+from jobs.bounds import (
+    FALSE,
+    FIRST_MS,
+    INTEGER,
+    LAST_MS,
+    LONGEST_MS,
+    LONGEST_NUMBER,
+    MAX_ID,
+    NO_ID,
+    NUMBER,
+    TRUE,
+)
 from jobs.mapping import Cell, is_list, is_number, is_text
 from schemas.config import SourceConfig
 
+DIGITS = {16: 11, 32: 24, 64: 53}  # binary ones of a float, by its width
 MICROS = {"s": 1_000_000, "ms": 1000, "us": 1}
 DATED = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ]|$)"
-ZONED = r":[0-9]{2}.*(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)$"
+OFFSET = r"(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)$"
+# Spark reads names of zones too and +1:00: a time with what we do not know as its offset would be moved twice.
+TIMED = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]*( ?" + OFFSET[:-1] + ")?)?$"
+ZONED = r":[0-9]{2}.*" + OFFSET
 MOST = 3e38  # of a float; NaN and infinity lie above
 
 
@@ -47,7 +62,12 @@ class Input:
 
     @property
     def double(self) -> Column:
-        return self.text.try_cast("double") if is_text(self.cell.type) else self.column.cast("double")
+        return self.numeral.try_cast("double") if is_text(self.cell.type) else self.column.cast("double")
+
+    @property
+    def numeral(self) -> Column:
+        """The text, or null where it is not written as a number."""
+        return F.when(self.text.rlike(NUMBER), self.text)
 
     def fault(self, condition: Column, what: str) -> Column:
         return F.when(condition, f"{self.cell.name} {what}")
@@ -58,8 +78,10 @@ def identifier(given: Input, ids: str, optional: bool = False) -> Value:
     text, number = given.text, given.text.try_cast("bigint")
     if ids != "text" and is_number(given.cell.type):
         number = given.column.try_cast("bigint")
+        if types.is_floating(given.cell.type):  # beyond, one float stands for several integers
+            number = F.when(F.abs(given.column) <= 2.0 ** DIGITS[given.cell.type.bit_width], number)
         whole = given.column.isNull() | number.isNull() | (number.cast("double") == given.column.cast("double"))
-        missing = given.column.isNull()
+        missing = given.column.isNull() | F.isnan(given.column.cast("double"))  # what pandas makes of a missing integer
         broken = given.fault(~whole, "is not an integer")
         hashed = F.lit(False)
     else:
@@ -99,11 +121,12 @@ def _instant(given: Input, source: SourceConfig) -> Column:
     if types.is_date(dtype):
         return F.to_utc_timestamp(column.cast("timestamp"), zone)
     if source.ts_unit in MICROS:
-        exact = given.text.try_cast("decimal(32,6)") if is_text(dtype) else column.try_cast("decimal(32,6)")
+        numeral = F.when(F.length(given.text) <= LONGEST_NUMBER, given.numeral)
+        exact = numeral.try_cast("decimal(32,6)") if is_text(dtype) else column.try_cast("decimal(32,6)")
         return F.timestamp_micros(F.floor(exact * MICROS[source.ts_unit]).try_cast("bigint"))
     parsed = given.text.try_cast("timestamp")  # the session's zone is UTC
     instant = F.when(given.text.rlike(ZONED), parsed).otherwise(F.to_utc_timestamp(parsed, zone))
-    return F.when(given.text.rlike(DATED), instant)
+    return F.when(given.text.rlike(TIMED), instant)
 
 
 def milliseconds(given: Input, unit: str, positive: bool = False) -> Value:
@@ -146,6 +169,7 @@ def floats(given: Input, most: float | None = None) -> Value:
         parts = given.column
     else:
         parts = F.split(F.nullif(F.trim(F.regexp_replace(given.text, r"[\[\],\s]+", " ")), F.lit("")), " ")
+        parts = F.transform(parts, lambda part: F.when(part.rlike(NUMBER), part))
     values = F.transform(parts, lambda part: part.try_cast("float"))
     unread = F.exists(values, lambda value: value.isNull() | F.isnan(value) | (F.abs(value) == float("inf")))
     faults = [given.fault(unread, "is not a list of numbers")]

@@ -23,7 +23,7 @@ from schemas.lineage import digest
 from schemas.loader import to_mapping
 
 STAGE = "ingest"
-LOGIC = 2
+LOGIC = 3
 OUTPUTS = ("impressions", "rejected_rows", "items", "users")
 NEWEST = "newest"  # the artifact that points at the newest pass
 KEPT, DUPLICATE, CONFLICT, DELETED = FATES = ("kept", "duplicate", "conflict", "deleted")  # of a usable row

@@ -106,7 +106,7 @@ def integer_fault(name: str, low: int, high: int, optional: bool = False) -> Col
     digits = F.col(name).rlike(r"^\s*[+-]?[0-9]+\s*$")
     fault = (
         F.when(F.col(name).isNull(), F.lit(None if optional else f"{name} is missing"))
-        .when(~digits, f"{name} is not an integer")
+        .when(number.isNull() & ~digits, f"{name} is not an integer")
         .when(number.isNull() | (number > high), f"{name} is out of range")
     )
     if low == 0:

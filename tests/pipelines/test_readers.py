@@ -90,7 +90,10 @@ def test_all_readers_see_the_rows_and_types_of_the_contract(spark, ray_module, l
     table = TABLES[name]
     written = rows_of(spark, table)
     want = row_set(written.to_pylist(), table)
-    version = tables.replace_days(spark, lake, name, spark.createDataFrame(written), dict.fromkeys(DAYS, "identity"))
+    stamped = dict.fromkeys((*DAYS, max(DAYS) + datetime.timedelta(days=1)), "identity")  # the last day stays empty
+    version = tables.replace_days(spark, lake, name, spark.createDataFrame(written), stamped)
+    assert lake.identities(name) == stamped
+    assert lake.row_count(name, version) == len(written)
 
     by_spark = tables.read(spark, lake, name, version)
     assert spark_types(by_spark) == {f.name: f.dataType.simpleString() for f in tables.spark_schema(table)}

@@ -22,9 +22,9 @@ from pyspark.sql.types import ArrayType
 from jobs import tables
 from jobs.duplicates import with_fate
 from jobs.ingest_plan import CONFLICT, KEPT, LOGIC, STAGE, settings_of
-from schemas.config import SourceConfig
 from schemas.lake import Lake
 from schemas.lineage import digest
+from schemas.source import SourceConfig
 from schemas.tables import PARTITION, Table
 
 

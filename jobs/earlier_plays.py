@@ -1,126 +1,82 @@
-"""For each play, how many plays of a bucket lie strictly before it in time, and how many of those are no longer.
+"""For each play, how many plays of its group lie strictly before it in time, and how many of those are no longer.
 
-Counting pairs within a bucket would be quadratic for a heavy user. Instead the prefix of earlier plays is cut into
-dyadic blocks, one a set bit of its length, and within each block one running count over the plays in ascending
-order answers every query: N log(bucket) rows through one window. Plays of days before the first one written count as one
-single block, so a day costs its own events times the logarithm, plus one row for each earlier play of its users.
-
-A play with few earlier ones in its own bucket also asks the two buckets beside it, as a visitor: it queries their blocks
-and is inserted into none. Only the first few plays of a bucket ask, so this adds rows for each bucket, not for each play.
+Counting pairs would be quadratic for a heavy user. Instead plays are put in order of time and numbered by length within
+their group; then the bits of these numbers are looked at one by one, the highest first, while plays that agree in the
+bits so far stand together, in order of time: a play whose bit is 1 is longer than all those that stand before it with a 0.
+That is one pass over flat arrays for each bit of the largest group, and no loop over groups; a group takes part in as many
+passes as its own size has bits.
 """
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F
+import numpy as np
 
-GROUP = ("user_id", "bucket")
-ASKED = ("impression_id", "user_id", "home", "date", "play_ms", "known", "negative")  # of the play that asks
-HISTORY = -1  # the level whose one block holds every play before the first day written
+from jobs.jagged import Ints, offsets_of, starts
 
 
-def earlier_plays(events: DataFrame, past: DataFrame | None, visit_below: int) -> DataFrame:
-    """One row a play of `events`: the columns ASKED, `home` being its own bucket, and the counts own_earlier and
-    own_no_longer within that bucket, near_earlier and near_no_longer within it and the two beside it.
-
-    `events` has user_id, bucket, date, impression_id, ts_us, play_ms, known and negative; `past`, None at the start of the
-    log, has user_id, bucket and play_ms of the known plays of the same users before all of them. The counts of the
-    neighbours mean something for plays with fewer than `visit_below` plays of `events` before them.
-    """
-    natives = numbered(events.withColumn("home", F.col("bucket")))
-    entry = F.explode(F.concat(_history_query(), _inserts(), _queries()))
-    columns = (*dict.fromkeys((*GROUP, *ASKED)), "before")
-    entries = natives.select(*columns, entry.alias("entry"))
-    if visit_below > 0:
-        visiting = F.explode(F.concat(_history_query(), _queries()))
-        entries = entries.unionByName(visitors(natives, visit_below).select(*columns, visiting.alias("entry")))
-    if past is not None:
-        whole = _entry(F.lit(HISTORY), F.lit(0), query=False).alias("entry")
-        entries = entries.unionByName(past.select(*GROUP, "play_ms", whole), allowMissingColumns=True)
-    return summed(counted(entries).where(F.col("entry")["query"] == 1))
+def earlier_plays(groups: Ints, ts_us: Ints, play_ms: Ints, counts: np.ndarray) -> tuple[Ints, Ints]:
+    """earlier [N], no_longer [N]: the plays of the same group at times strictly before each play's, and those of them whose
+    play time is not larger. `counts` bool [N]: a play without it asks, and is seen by none."""
+    in_time = np.lexsort((-play_ms, ts_us, groups))  # of equal times the longer first, so that no play counts its equals
+    groups, ts_us, play_ms, counts = groups[in_time], ts_us[in_time], play_ms[in_time], counts[in_time]
+    first = starts(groups)
+    sizes = np.diff(np.append(first, len(groups)))
+    earlier = _earlier(groups, ts_us, counts)
+    no_longer = _smaller_before(_numbers(groups, ts_us, play_ms, first, sizes), first, sizes, counts)
+    return _in_order(in_time, earlier), _in_order(in_time, no_longer)
 
 
-def numbered(events: DataFrame) -> DataFrame:
-    """Adds, within each user and bucket, `place` (in order of time), `before` (known plays strictly earlier) and `plays`
-    (known ones); the first two mean something for known plays alone."""
-    group = Window.partitionBy(*GROUP)
-    known_first = F.col("known").desc()
-    return events.withColumns(
-        {
-            "place": F.row_number().over(group.orderBy(known_first, "ts_us", "impression_id")) - 1,
-            "before": F.rank().over(group.orderBy(known_first, "ts_us")) - 1,
-            "plays": F.count_if("known").over(group),
-        }
-    )
+def earlier_counts(groups: Ints, ts_us: Ints, counts: np.ndarray) -> Ints:
+    """earlier [N], as `earlier_plays` gives it."""
+    in_time = np.lexsort((ts_us, groups))
+    return _in_order(in_time, _earlier(groups[in_time], ts_us[in_time], counts[in_time]))
 
 
-def visitors(natives: DataFrame, visit_below: int) -> DataFrame:
-    """The known plays with fewer than `visit_below` before them, once in each bucket beside their own, with `before`, the
-    known plays of that bucket strictly earlier."""
-    few = natives.where(F.col("known") & (F.col("before") < visit_below))
-    beside = F.explode(F.array(F.col("home") - 1, F.col("home") + 1))
-    asking = few.withColumns({"bucket": beside, "native": F.lit(0)})
-    lines = natives.where("known").select(*GROUP, "ts_us", F.lit(1).alias("native"))
-    in_time = Window.partitionBy(*GROUP).orderBy("ts_us").rangeBetween(Window.unboundedPreceding, -1)
-    together = asking.unionByName(lines, allowMissingColumns=True)
-    earlier = F.coalesce(F.sum("native").over(in_time), F.lit(0)).cast("int")
-    return together.withColumn("before", earlier).where(F.col("native") == 0)
+def _earlier(groups: Ints, ts_us: Ints, counts: np.ndarray) -> Ints:
+    """Of plays in order of group and time."""
+    first, moments, above = starts(groups), starts(groups, ts_us), offsets_of(counts)
+    before = np.repeat(above[moments], np.diff(np.append(moments, len(groups))))
+    return before - np.repeat(above[first], np.diff(np.append(first, len(groups))))
 
 
-def counted(entries: DataFrame) -> DataFrame:
-    """Adds to each entry the plays inserted into its block, and those of them that are no longer than its own."""
-    block = Window.partitionBy(*GROUP, "entry.level", "entry.block")
-    ascending = block.orderBy("play_ms", "entry.query").rowsBetween(Window.unboundedPreceding, 0)  # inserts come first
-    inserted = 1 - F.col("entry")["query"]
-    return entries.withColumns({"no_longer": F.sum(inserted).over(ascending), "inserted": F.sum(inserted).over(block)})
+def _in_order(places: Ints, values: Ints) -> Ints:
+    found = np.empty_like(values)
+    found[places] = values
+    return found
 
 
-def summed(answers: DataFrame) -> DataFrame:
-    own = F.col("bucket").eqNullSafe(F.col("home"))
-    # Each bucket that a play asks has one query of the history's block: there its prefix is counted.
-    earlier = F.when(F.col("entry")["level"] == HISTORY, F.col("before") + F.col("inserted")).otherwise(0)
-    return answers.groupBy(*ASKED).agg(
-        F.sum(F.when(own, earlier).otherwise(0)).alias("own_earlier"),
-        F.sum(F.when(own, F.col("no_longer")).otherwise(0)).alias("own_no_longer"),
-        F.sum(earlier).alias("near_earlier"),
-        F.sum("no_longer").alias("near_no_longer"),
-    )
+def _numbers(groups: Ints, ts_us: Ints, play_ms: Ints, first: Ints, sizes: Ints) -> Ints:
+    """The plays of each group numbered by length, equal ones by time, and of equal times the last first."""
+    place = np.arange(len(groups))
+    ascending = np.lexsort((-place, ts_us, play_ms, groups))
+    return _in_order(ascending, place) - np.repeat(first, sizes)
 
 
-def _history_query() -> Column:
-    return F.array(_entry(F.lit(HISTORY), F.lit(0), query=True))
+def _smaller_before(numbers: Ints, first: Ints, sizes: Ints, counts: np.ndarray) -> Ints:
+    """For each play how many that count stand before it in its group with a smaller number. Groups are whole runs of the
+    arrays, from `first` on; the largest are moved to the front, since only they take part in the first passes."""
+    largest_first = np.argsort(-sizes, kind="stable")
+    sizes, found = sizes[largest_first], np.zeros(len(numbers), np.int64)
+    offsets = offsets_of(sizes)
+    at = np.arange(len(numbers)) + np.repeat(first[largest_first] - offsets[:-1], sizes)  # where each play comes from
+    block = np.repeat(offsets[:-1], sizes)  # where the plays that agree so far begin
+    for bit in reversed(range(int(sizes.max(initial=0)).bit_length())):
+        size = int(offsets[np.searchsorted(-sizes, -(1 << bit), "left")])  # of the groups with more than 2^bit plays
+        if size:
+            _one_bit(bit, at[:size], block[:size], numbers, counts, found)
+    return found
 
 
-def _inserts() -> Column:
-    """The play at `place` lies in the left half of a block of each level whose bit of `place` is 0. The prefix of a visitor
-    can be all of the bucket's plays."""
-    return F.transform(
-        F.filter(_levels(F.col("plays")), lambda level: _bit(F.col("place"), level) == 0),
-        lambda level: _entry(level, _shift(F.col("place"), level + 1), query=False),
-    )
-
-
-def _queries() -> Column:
-    """The first `before` plays are the left halves of one block for each bit of `before` that is 1."""
-    return F.transform(
-        F.filter(_levels(F.col("before")), lambda level: _bit(F.col("before"), level) == 1),
-        lambda level: _entry(level, _shift(F.col("before"), level + 1), query=True),
-    )
-
-
-def _levels(largest: Column) -> Column:
-    """The bits of numbers up to `largest`; none for an event that ranks nothing."""
-    highest = F.length(F.bin(F.greatest(largest, F.lit(0)))) - 1
-    return F.when(F.col("known"), F.sequence(F.lit(0), highest)).otherwise(F.array().cast("array<int>"))
-
-
-def _entry(level: Column, block: Column, query: bool) -> Column:
-    return F.struct(level.alias("level"), block.alias("block"), F.lit(int(query)).alias("query"))
-
-
-def _shift(value: Column, bits: Column) -> Column:
-    return F.call_function("shiftright", value, bits)
-
-
-def _bit(value: Column, position: Column) -> Column:
-    return _shift(value, position).bitwiseAND(F.lit(1))
+def _one_bit(bit: int, at: Ints, block: Ints, numbers: Ints, counts: np.ndarray, found: Ints) -> None:
+    """Counts the plays whose `bit` decides, and puts those with a 0 first; changes `at`, `block` and `found`."""
+    ones = ((numbers[at] >> bit) & 1).astype(bool)
+    zeros_above, counted_above = offsets_of(~ones), offsets_of(~ones & counts[at])
+    found[at[ones]] += counted_above[:-1][ones] - counted_above[block[ones]]
+    begins = starts(block)
+    ends = np.append(begins[1:], len(block))
+    zeros = np.repeat(zeros_above[ends] - zeros_above[begins], ends - begins)  # of the block
+    zeros_before = zeros_above[:-1] - zeros_above[block]
+    place = np.where(ones, zeros + np.arange(len(block)) - zeros_before, block + zeros_before)
+    at[place] = at.copy()
+    block += np.where(ones, zeros, 0)
+    block[place] = block.copy()

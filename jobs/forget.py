@@ -17,9 +17,9 @@ from jobs import tables
 from jobs.bounds import INTEGER, MAX_ID
 from jobs.ingest_plan import DELETED, REFUSED
 from jobs.mapping import mapping_of
-from schemas.config import SourceConfig
 from schemas.errors import ConfigError
 from schemas.lake import Lake
+from schemas.source import SourceConfig
 from schemas.tables import DELETED_USERS, PARTITION, REJECTED_ROWS, TABLES, USER
 
 KEY = USER.name

@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import UTC
 from functools import reduce
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -33,6 +34,7 @@ from jobs.ingest_plan import (
     IngestReport,
     Log,
     Memory,
+    Moment,
     done,
     remember,
     report_of,
@@ -46,11 +48,12 @@ from jobs.readers import CATALOGUES
 from jobs.session import spark_session
 from jobs.source_files import SourceFile, find_files
 from jobs.source_ids import originals
-from schemas.config import Config, SourceConfig
+from schemas.config import Config
 from schemas.errors import ConfigError, ContractViolation
 from schemas.lake import Identities, Lake, lake_of
 from schemas.loader import parse_date
 from schemas.locks import lake_lock
+from schemas.source import SourceConfig
 from schemas.tables import ITEMS, TABLES, USERS
 
 __all__ = ["IngestReport", "ingest"]
@@ -67,8 +70,10 @@ def ingest(
     days: Collection[Day] | None = None,
     force: bool = False,
     say: Say = lambda line: None,
+    now: Moment | None = None,
 ) -> IngestReport:
-    """Brings the four tables up to date with the files of `config.source`, for `days` (default: the whole log).
+    """Brings the four tables up to date with the files of `config.source`, for `days` (default: the whole log). `now`
+    (default: the clock) is the moment at which files are read that no earlier pass has read.
 
     Raises ConfigError for a source that is not there, ContractViolation for a missing column, an empty log, a broken
     file or counts that do not reconcile, MissingUpstream for a day that the log does not hold.
@@ -77,9 +82,9 @@ def ingest(
     report = None if force else done(lake, config, days)
     if report is not None:
         return report
-    memory = remember(lake)
+    memory = remember(lake).anew() if force else remember(lake)
     with ExitStack() as cleanup:
-        log, first = _known_log(spark, config.source, memory, cleanup)
+        log, first = _known_log(spark, config.source, memory, now or Moment.now(UTC), cleanup)
         work = plan_pass(lake, log, memory, days, force)
         cleanup.enter_context(reading(log.files))
         snapshots = _read_snapshots(spark, lake, log, cleanup)
@@ -105,17 +110,21 @@ def _check_time_zone(source: SourceConfig) -> None:
         ) from error
 
 
-def _known_log(spark: SparkSession, source: SourceConfig, memory: Memory, cleanup: ExitStack) -> tuple[Log, LogRows | None]:
+def _known_log(
+    spark: SparkSession, source: SourceConfig, memory: Memory, now: Moment, cleanup: ExitStack
+) -> tuple[Log, LogRows | None]:
     """The log with the facts of every file, and the rows of those that had to be read for them."""
     files = find_files(source, memory.files)
-    facts = memory.facts(settings_digest(source))
-    unread = [file for file in files if file.role == "log" and file.stamp not in facts]
-    rows = _read(spark, unread, source, cleanup) if unread else None
-    return Log(source, files, facts | (rows.facts if rows else {})), rows
+    facts, seen = memory.facts(settings_digest(source)), memory.seen()
+    log = Log(source, files, facts, {f.stamp: seen.get(f.stamp, now) for f in files if f.role == "log"})
+    unread = [file for file in log.logs if file.stamp not in facts]
+    rows = _read(spark, log, unread, cleanup) if unread else None
+    log.facts.update(rows.facts if rows else {})
+    return log, rows
 
 
-def _read(spark: SparkSession, files: list[SourceFile], source: SourceConfig, cleanup: ExitStack) -> LogRows:
-    rows = read_rows(spark, files, source)
+def _read(spark: SparkSession, log: Log, files: list[SourceFile], cleanup: ExitStack) -> LogRows:
+    rows = read_rows(spark, files, log.source, log.seen)
     cleanup.callback(rows.frame.unpersist)
     return rows
 
@@ -125,7 +134,7 @@ def _rows_of(spark: SparkSession, work: Pass, first: LogRows | None, cleanup: Ex
     needed = work.log.holding(work.todo)
     if first is not None and {f.stamp for f in needed} <= {f.stamp for f in first.files}:
         return first
-    return _read(spark, needed, work.log.source, cleanup)
+    return _read(spark, work.log, needed, cleanup)
 
 
 def _write_log(
@@ -219,7 +228,9 @@ def _write_catalogues(
     force: bool,
     cleanup: ExitStack,
 ) -> None:
-    days = [day for day in work.days if day >= work.since]
+    ingested = {*work.days, *lake.identities("impressions")}
+    # Later days too: what they were the first to show may be shown earlier now, or what was shown earlier no longer.
+    days = [day for day in work.log.days if day >= work.since and day in ingested]
     source = work.log.source
     for table in (ITEMS, USERS):
         judged = snapshots.get(table.name)

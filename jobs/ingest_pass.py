@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.ingest_plan import OUTPUTS, Day, Log, Memory, select_days
 from schemas.lake import Identities, Lake
@@ -44,13 +43,5 @@ def plan_pass(lake: Lake, log: Log, memory: Memory, days: Collection[Day] | None
     since = min({*impressions, *unstamped}, default=scope[0])
     known = memory.since()
     snapshots = {file.stamp: known.get(file.stamp, since) for file in log.catalogues}
-    rejected = stale("rejected_rows", log.identities("rejected_rows", scope, _further(log, snapshots)))
+    rejected = stale("rejected_rows", log.identities("rejected_rows", scope, log.further_of_rejected(snapshots)))
     return Pass(log, scope, since, snapshots, impressions, rejected)
-
-
-def _further(log: Log, snapshots: Mapping[tuple[str, str], Day]) -> dict[Day, Any]:
-    """What rejected rows depend on beside the log: the range, and the snapshots whose broken rows share the partition."""
-    by_day: dict[Day, Any] = {day: [str(log.source.first_day), str(log.source.last_day)] for day in log.days}
-    for stamp, day in sorted(snapshots.items()):
-        by_day.setdefault(day, []).append(stamp)
-    return by_day

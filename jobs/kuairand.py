@@ -19,8 +19,8 @@ from jobs.bounds import FIRST_MS, LAST_MS, LONGEST_MS, MAX_ID
 from jobs.lines import PLACE, integer, integer_fault, read_lines, require_columns, split_csv
 from jobs.mapping import KUAIRAND_ITEMS, KUAIRAND_LOG, columns_of
 from jobs.source_files import SourceFile, column_names, headers
-from schemas.config import SourceConfig
 from schemas.feedback import FLAGS
+from schemas.source import SourceConfig
 
 FLAG_COLUMNS = {flag: name for flag, name in columns_of(KUAIRAND_LOG).items() if flag in FLAGS}
 LOG_COLUMNS = tuple(columns_of(KUAIRAND_LOG).values())

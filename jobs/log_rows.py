@@ -11,17 +11,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.sql import DataFrame, Row, SparkSession, Window
+from pyspark.sql import Column, DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
 from jobs import tables
-from jobs.ingest_plan import Day, FileFacts
+from jobs.bounds import FUTURE, latest_time
+from jobs.ingest_plan import Day, FileFacts, Moment, Stamp
 from jobs.lines import PLACE, reading
+from jobs.mapping import mapping_of
 from jobs.readers import LOGS
 from jobs.source_files import SourceFile
-from schemas.config import SourceConfig
 from schemas.errors import ContractViolation
 from schemas.feedback import FLAGS
+from schemas.source import SourceConfig
 from schemas.tables import IMPRESSIONS
 
 OUTSIDE = "outside the range"
@@ -61,21 +63,46 @@ class LogRows:
         ]
 
 
-def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig) -> LogRows:
-    """Parses, persists and counts log files. Raises ContractViolation for a missing column or a broken file."""
+def read_rows(spark: SparkSession, files: list[SourceFile], source: SourceConfig, seen: Mapping[Stamp, Moment]) -> LogRows:
+    """Parses, persists and counts log files; `seen` is when each was first read. Raises ContractViolation for a missing
+    column or a broken file."""
     rows = with_absent(LOGS[source.kind](spark, files, source))
-    outside = F.lit(False)
-    if source.first_day is not None:
-        outside = outside | (F.col("date") < F.lit(source.first_day))
-    if source.last_day is not None:
-        outside = outside | (F.col("date") > F.lit(source.last_day))
-    frame = rows.withColumn("reason", F.coalesce(F.when(outside, OUTSIDE), "reason")).persist()
+    rows = rows.withColumn("reason", F.coalesce(F.when(_is_outside(source), OUTSIDE), "reason"))
+    frame = without_future(spark, rows, files, source, seen).persist()
     counts = frame.groupBy("source_file", "block", "date", "reason").agg(
         F.count("*").alias("n"), F.min("line").alias("low"), F.max("line").alias("high")
     )
     with reading(files):
         groups = counts.collect()
     return LogRows(files, frame, facts_of(groups, files), shifts_of(groups, files))
+
+
+def _is_outside(source: SourceConfig) -> Column:
+    outside = F.lit(False)
+    if source.first_day is not None:
+        outside = outside | (F.col("date") < F.lit(source.first_day))
+    if source.last_day is not None:
+        outside = outside | (F.col("date") > F.lit(source.last_day))
+    return outside
+
+
+def without_future(
+    spark: SparkSession, rows: DataFrame, files: list[SourceFile], source: SourceConfig, seen: Mapping[Stamp, Moment]
+) -> DataFrame:
+    """Refuses usable rows whose times lie in the future, and takes their dates, which are no days of the log. One rule for
+    every source that has times of its own; a row that was refused for something else, or lies outside the range, stays so.
+    """
+    log = mapping_of(source).log
+    if log is None or source.future_days is None:
+        return rows
+    latest = [(file.name, latest_time(source.future_days, seen[file.stamp])) for file in files]
+    known = spark.createDataFrame(latest, "source_file string, latest timestamp")
+    late = F.col("reason").isNull() & (F.col("ts") > F.col("latest"))
+    judged = {
+        "reason": F.coalesce("reason", F.when(late, f"{log.columns.ts} {FUTURE}")),
+        "date": F.when(late, None).otherwise(F.col("date")),
+    }
+    return rows.join(F.broadcast(known), "source_file", "left").withColumns(judged).drop("latest")
 
 
 def with_absent(rows: DataFrame) -> DataFrame:

@@ -19,8 +19,8 @@ from jobs.lines import PLACE, escaped_paths, read_lines, source_file, split_csv
 from jobs.mapped_values import Input, Value, day, flag, floats, identifier, milliseconds, moment, number, texts
 from jobs.mapping import ATTRIBUTE, Cell, cells_of, columns_of, is_text, role_mappings
 from jobs.source_files import SourceFile, column_types, headers
-from schemas.config import SourceConfig
 from schemas.feedback import FLAGS
+from schemas.source import SourceConfig
 
 Inputs = Mapping[str, Input]  # by field
 Parse = Callable[[DataFrame, Inputs, SourceConfig], DataFrame]

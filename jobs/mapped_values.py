@@ -26,7 +26,7 @@ from jobs.bounds import (
     TRUE,
 )
 from jobs.mapping import Cell, is_list, is_number, is_text
-from schemas.config import SourceConfig
+from schemas.source import SourceConfig
 
 DIGITS = {16: 11, 32: 24, 64: 53}  # binary ones of a float, by its width
 MICROS = {"s": 1_000_000, "ms": 1000, "us": 1}

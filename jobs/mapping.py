@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import types
 
-from schemas.config import ItemColumns, ItemMapping, LogColumns, LogMapping, SourceConfig, UserColumns, UserMapping
 from schemas.errors import ContractViolation
 from schemas.feedback import FLAGS
+from schemas.source import ItemColumns, ItemMapping, LogColumns, LogMapping, SourceConfig, UserColumns, UserMapping
 
 RoleMapping = LogMapping | ItemMapping | UserMapping
 ATTRIBUTE = "attribute "  # before the name of a column that is kept as 'name=value'

@@ -17,7 +17,7 @@ from jobs import mapped
 from jobs.mapped_values import identifier
 from jobs.mapping import mapping_of
 from jobs.source_files import SourceFile
-from schemas.config import SourceConfig
+from schemas.source import SourceConfig
 
 NO_GENRES = "(no genres listed)"
 TAGS = {"item_id": "movieId", "title": "tag"}  # a tag is text, as a title is

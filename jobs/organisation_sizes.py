@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from jobs.organisation_measures import ONCE, SLICED
 from jobs.organisers import bounded_reach
-from jobs.slices import piece_key
+from jobs.slices import piece_of
 from schemas.config import Config
 from schemas.tables import TRAINING_EXAMPLES
 
@@ -25,7 +25,7 @@ def example_sizes(rows: DataFrame, config: Config) -> DataFrame:
         *(F.min(name).alias(name) for name in ("recent_stop", "engaged_stop", "engaged_early", *ONCE)),
     )
     keys = {name: (F.col("date"), F.col(name)) for name in SLICED}
-    piece = piece_key(config.organise.user_events)
+    piece = piece_of(F.col("recent_stop"), config.organise.user_events)
     keys |= {"user_centric": (F.lit(None).cast("date"), piece), "naive": (F.col("date"), F.col("request_id"))}
     each = [
         F.struct(F.lit(name).alias("organisation"), day.alias("day"), key.cast("long").alias("key"))

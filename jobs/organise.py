@@ -9,7 +9,7 @@ request has its own time and with it its role. Alignment reads the last train da
 these are all of them.
 
 The day is sliced out of each user's timeline (see `jobs.timelines`), which starts from user_features of the days
-before: the work is two shuffles of the day's events, whatever the length of a history, plus the size of the output.
+before: the work is one shuffle of the day's events, whatever the length of a history, plus the size of the output.
 user_centric reads the whole log.
 """
 
@@ -20,18 +20,16 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from jobs.organisers import ORGANISERS
-from jobs.tables import read, read_days, replace_days, spark_schema
-from jobs.timelines import newest_rows
+from jobs.arrow_files import ArrowRows
+from jobs.organisers import ORGANISERS, organised
+from jobs.tables import read, read_days, replace_days
+from jobs.timelines import newest_rows, tasks_for
 from schemas.calendar import Calendar, organised_as
 from schemas.config import Config
 from schemas.lake import Identities, Lake
 from schemas.lineage import ORGANISE
-from schemas.tables import TRAINING_EXAMPLES
 
-EXAMPLES_A_FILE = 200_000
 Days = list[datetime.date]
 
 
@@ -43,25 +41,20 @@ def run(
     todo: Mapping[str, Identities],
     pins: Mapping[str, int],
 ) -> dict[str, int]:
-    """Writes the stale days of training_examples in one pass; the version written."""
+    """Writes the stale days of training_examples in one commit; the version written."""
     days = todo.get("training_examples")
     if not days:
         return {}
     users = read(spark, lake, "users", pins["users"])
-    rows, requests, read_in = spark.createDataFrame([], spark_schema(TRAINING_EXAMPLES)), 0, 0
-    for organiser, own in days_by_organiser(config, calendar, days).items():
-        wanted = days_read(organiser, calendar, own)
+    parts: list[ArrowRows] = []
+    for name, own in days_by_organiser(config, calendar, days).items():
+        wanted = days_read(name, calendar, own)
         sequences, base = history(spark, lake, calendar, pins, wanted)
-        part = ORGANISERS[organiser](sequences, base, users, config)
-        if organiser == "user_centric":
-            part = part.withColumn("date", F.lit(calendar.fit_day))
-        rows = rows.unionByName(part.where(F.col("date").isin(own)))
-        requests, read_in = requests + count_requests(sequences), read_in + len(wanted)
-    files = -(-requests // (EXAMPLES_A_FILE * max(1, read_in)))
-    version = replace_days(
-        spark, lake, "training_examples", rows, days, files_a_day=max(1, files), order=("slice_us", "user_id")
-    )
-    return {"training_examples": version}
+        known = None if base is None else pins["user_features"]
+        tasks = tasks_for(lake, wanted, pins["user_sequences"], known)
+        into = calendar.fit_day if ORGANISERS[name].whole else None
+        parts.append(organised(name, sequences, base, users, config, tasks, own, into))
+    return {"training_examples": replace_days(spark, lake, "training_examples", parts, days)}
 
 
 def days_by_organiser(config: Config, calendar: Calendar, days: Iterable[datetime.date]) -> dict[str, Days]:
@@ -76,7 +69,7 @@ def days_by_organiser(config: Config, calendar: Calendar, days: Iterable[datetim
 
 def days_read(organiser: str, calendar: Calendar, days: Days) -> Days:
     """The days of user_sequences behind examples of `days`, without a gap."""
-    first = calendar.days[0] if organiser == "user_centric" else min(days)
+    first = calendar.days[0] if ORGANISERS[organiser].whole else min(days)
     return [d for d in calendar.days if first <= d <= max(days)]
 
 
@@ -89,12 +82,6 @@ def history(
     if not earlier:
         return sequences, None
     return sequences, newest_rows(read_days(spark, lake, "user_features", earlier, pins["user_features"]), sequences)
-
-
-def count_requests(sequences: DataFrame) -> int:
-    """Requests in `sequences`; reads one column."""
-    total = sequences.agg(F.sum(F.size(F.array_distinct("request_ids")))).first()
-    return int(total[0] or 0) if total else 0
 
 
 if __name__ == "__main__":

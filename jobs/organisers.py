@@ -15,29 +15,35 @@ A history of more than `organise.user_events` events is cut into pieces of about
 `organise.user_events` events before it as further context, so that no row grows without bound and every impression
 still is a target exactly once. Attributes are those known before the day of the example's first request.
 
+A row is cut from the timelines of its task's users (`jobs.timelines`); tasks write their rows in order of the day and of
+slice_us, so that a reader of a part of a day skips most of each file.
+
 None of them lets a target see its user's own future. What they let another user's future do to the weights by the order
 of examples is measured by `lazyrec organisation-report`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import datetime
+import functools
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
 
-from jobs.as_of import join_as_of
-from jobs.slices import TARGETS, piece_key, requests_of, single_impressions, slice_keys, slices_of
-from jobs.timelines import EVENTS, cut, has_any, timelines
+from jobs.arrow_files import ArrowRows, Batches
+from jobs.jagged import Ints, dates, days_since_1970, lists, pieces, ranges, starts
+from jobs.slices import Requests, Slices, slices_by_impression, slices_by_piece, slices_by_time, target_starts
+from jobs.timelines import EVENTS, EVENTS_A_BATCH, IDS, Timelines, task_rows, with_attributes
 from schemas.config import Config
 from schemas.feedback import mask_of
 
+TARGETS = ("impression_ids", "item_ids", "play_ms", "duration_ms", "feedback")
 REPEATED = -1  # the impression and the request of a context's event that is a target again
-
-# Rows of training_examples from (sequences, base, users, config). `sequences` holds whole days without a gap. `base` has
-# each user's newest row of user_features before the first of those days, or is None at the start of the log.
-Organiser = Callable[[DataFrame, DataFrame | None, DataFrame, Config], DataFrame]
+Columns = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,32 +55,26 @@ class Reach:
     mask: int
 
 
-def newest_only(sequences: DataFrame, base: DataFrame | None, users: DataFrame, config: Config) -> DataFrame:
-    """Rows of training_examples, one a user and slice. Attributes are those known before the slice's day (see
-    `jobs.as_of`), or empty."""
-    reach = bounded_reach(config)
-    slices = slices_of(requests_of(sequences, reach.mask), *slice_keys(config.organise.slice))
-    return examples(slices, timelines(sequences, base, reach.mask), users, reach)
+@dataclass(frozen=True)
+class Organiser:
+    """One of the three ways. `slices` cuts the requests of a task's users; with `repeats` the events of a context are
+    targets again; `whole` organises the whole log, without the limits of short and positive."""
+
+    slices: Callable[[Requests, Timelines, Config], Slices]
+    repeats: bool = False
+    whole: bool = False
+
+    def reach(self, config: Config) -> Reach:
+        return whole_reach(config) if self.whole else bounded_reach(config)
 
 
-def naive(sequences: DataFrame, base: DataFrame | None, users: DataFrame, config: Config) -> DataFrame:
-    """Rows of training_examples, one an impression, the context's events as targets before it."""
-    reach = bounded_reach(config)
-    slices = single_impressions(requests_of(sequences, reach.mask))
-    return with_repeats(examples(slices, timelines(sequences, base, reach.mask), users, reach))
-
-
-def user_centric(sequences: DataFrame, base: DataFrame | None, users: DataFrame, config: Config) -> DataFrame:
-    """Rows of training_examples, one a user or piece of a long history; `date` is the day of its first request.
-
-    `sequences` holds the whole log and `base` is None: a history that goes on from `user_features` would be no whole one.
-    """
-    reach = Reach(config.organise.user_events, 0, mask_of(config.sequences.engaged))
-    slices = slices_of(requests_of(sequences, reach.mask), piece_key(config.organise.user_events))
-    return examples(slices, timelines(sequences, base, reach.mask), users, reach)
-
-
-ORGANISERS: dict[str, Organiser] = {"newest_only": newest_only, "naive": naive, "user_centric": user_centric}
+ORGANISERS: dict[str, Organiser] = {
+    "newest_only": Organiser(lambda requests, lines, config: slices_by_time(requests, config.organise.slice)),
+    "naive": Organiser(lambda requests, lines, config: slices_by_impression(requests), repeats=True),
+    "user_centric": Organiser(
+        lambda requests, lines, config: slices_by_piece(requests, lines, config.organise.user_events), whole=True
+    ),
+}
 
 
 def bounded_reach(config: Config) -> Reach:
@@ -82,74 +82,141 @@ def bounded_reach(config: Config) -> Reach:
     return Reach(settings.short_length, settings.positive_length, mask_of(settings.engaged))
 
 
-def examples(slices: DataFrame, lines: DataFrame, users: DataFrame, reach: Reach) -> DataFrame:
-    """Rows of training_examples from rows of `jobs.slices.slices_of` and `jobs.timelines.timelines`."""
-    first, last = F.col("requests")[0], F.element_at("requests", -1)
-    moments = join_as_of(slices, users, "user_id", ["attributes"], known_before=True).withColumns(
-        {
-            "recent_start": first["recent_stop"] - reach.recent,
-            "recent_stop": last["recent_stop"],
-            "engaged_start": first["engaged_stop"] - reach.engaged,
-            "engaged_stop": last["engaged_stop"],
-        }
-    )
-    contexts = cut(moments, lines)
-    # Engaged events among the recent ones are the newest of the engaged line: cut there, the two parts are disjoint.
-    shared = F.size(F.filter("recent_feedback", lambda bits: has_any(bits, reach.mask)))
-    contexts = contexts.withColumn("older", F.greatest(F.size("engaged_ts_us") - shared, F.lit(0)))
-    return contexts.select(
-        "user_id",
-        "date",
-        "slice_us",
-        F.coalesce("attributes", F.array().cast("array<string>")).alias("attributes"),
-        *(_context(name).alias(f"context_{name}") for name in EVENTS),
-        F.col("requests")["request_id"].alias("request_ids"),
-        F.col("requests")["first_us"].alias("request_ts_us"),
-        _history_ends().alias("history_end"),
-        _target_starts().alias("target_start"),
-        *(F.flatten("requests.targets")[name].alias(f"target_{name}") for name in TARGETS),
-    )
+def whole_reach(config: Config) -> Reach:
+    return Reach(config.organise.user_events, 0, mask_of(config.sequences.engaged))
 
 
-def with_repeats(rows: DataFrame) -> DataFrame:
-    """Rows with one request and target each, and before it one for every event of the context, in time order."""
-    events = F.size("context_ts_us")
-    repeated = F.array_repeat(F.lit(REPEATED).cast("long"), events)
-    columns = {
-        "request_ids": F.concat(repeated, "request_ids"),
-        "request_ts_us": F.concat("context_ts_us", "request_ts_us"),
-        "history_end": F.concat(_strictly_earlier("context_ts_us"), "history_end"),
-        "target_start": F.sequence(F.lit(0), events + 1),
-        "target_impression_ids": F.concat(repeated, "target_impression_ids"),
-        **{f"target_{name}": F.concat(f"context_{name}", f"target_{name}") for name in TARGETS if name in EVENTS},
+def organised(
+    name: str,
+    sequences: DataFrame,
+    base: DataFrame | None,
+    users: DataFrame,
+    config: Config,
+    tasks: int = 1,
+    days: Collection[datetime.date] | None = None,
+    into: datetime.date | None = None,
+) -> ArrowRows:
+    """Rows of training_examples by the organiser `name`, dated by their first request; with `days`, those of these alone,
+    with `into`, all of them in the partition of that day.
+
+    `sequences` holds whole days without a gap, `base` each user's newest row of user_features before the first of them, or
+    None at the start of the log. user_centric needs the whole log and no base: a history that goes on from `user_features`
+    would be no whole one. Attributes are those known before the day of the first request (see `jobs.as_of`), or empty.
+    """
+    rows = task_rows(with_attributes(sequences, users, known_before=True), base, tasks, IDS)
+    making = functools.partial(examples_in, name=name, config=config, days=days, into=into)
+    return ArrowRows("training_examples", rows, making)
+
+
+def examples_in(
+    batches: Batches,
+    name: str,
+    config: Config,
+    days: Collection[datetime.date] | None,
+    into: datetime.date | None,
+) -> Iterator[pa.RecordBatch]:
+    """Rows of training_examples from rows of `jobs.timelines.task_rows`."""
+    organiser = ORGANISERS[name]
+    reach = organiser.reach(config)
+    lines = Timelines.of(batches, reach.mask)
+    if lines is None:
+        return
+    slices = organiser.slices(Requests.of(lines), lines, config)
+    contexts = Contexts.of(lines, slices, reach)
+    rows = slices.requests.rows[slices.first]
+    day_of = lines.days[rows] if into is None else np.full(len(rows), days_since_1970([into])[0])
+    order = np.lexsort((lines.users[rows], slices.slice_us, day_of))
+    if days is not None:
+        order = order[np.isin(day_of[order], days_since_1970(days))]
+    sizes = contexts.sizes[order] * (2 if organiser.repeats else 1)
+    for part in pieces(starts(day_of[order]), sizes, EVENTS_A_BATCH):
+        columns = example_columns(lines, slices, contexts, order[part])
+        columns["date"] = dates(day_of[order[part]])
+        yield pa.record_batch(with_repeats(columns) if organiser.repeats else columns)
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The context of each slice: the engaged events numbered [engaged_start, engaged_stop) of the timelines, then the
+    events at the places [start, stop). The two have none in common: engaged ones among the recent come with those."""
+
+    engaged_start: Ints
+    engaged_stop: Ints
+    start: Ints
+    stop: Ints
+
+    @classmethod
+    def of(cls, lines: Timelines, slices: Slices, reach: Reach) -> Contexts:
+        requests = slices.requests
+        first, stop = requests.before[slices.first], requests.before[slices.stop - 1]
+        rows = requests.rows[slices.first]
+        start = np.maximum(first - reach.recent, lines.line_first[rows])
+        engaged_start = np.maximum(lines.engaged_above[first] - reach.engaged, lines.engaged_first[rows])
+        among_recent = lines.recent_engaged_above[stop] - lines.recent_engaged_above[start]
+        return cls(engaged_start, np.maximum(lines.engaged_above[stop] - among_recent, engaged_start), start, stop)
+
+    @property
+    def sizes(self) -> Ints:
+        return self.engaged_stop - self.engaged_start + self.stop - self.start
+
+    def places(self, lines: Timelines, chosen: Ints) -> tuple[Ints, Ints]:
+        """Of the chosen contexts, the places of their events, and the offsets."""
+        both = (np.stack(ends, axis=1)[chosen].ravel() for ends in self._ranges())
+        places, offsets = ranges(*both)
+        engaged = np.repeat(np.tile([True, False], len(chosen)), np.diff(offsets))
+        places[engaged] = lines.engaged[places[engaged]]
+        return places, offsets[::2]
+
+    def _ranges(self) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints]]:
+        return (self.engaged_start, self.start), (self.engaged_stop, self.stop)
+
+
+def example_columns(lines: Timelines, slices: Slices, contexts: Contexts, chosen: Ints) -> Columns:
+    """Columns of training_examples but the date, a row for each chosen slice."""
+    requests = slices.requests
+    rows = requests.rows[slices.first[chosen]]
+    places, offsets = contexts.places(lines, chosen)
+    own, own_offsets = ranges(slices.first[chosen], slices.stop[chosen])
+    # All events from the slice's first request on are in the context, so offsets count back from its end.
+    size, stop = (np.repeat(n[chosen], np.diff(own_offsets)) for n in (contexts.sizes, contexts.stop))
+    begins, begin_offsets = target_starts(slices, chosen)
+    targets, target_offsets = ranges(requests.target_offsets[own], requests.target_offsets[own + 1])
+    return {
+        "user_id": lines.users[rows],
+        "slice_us": slices.slice_us[chosen],
+        "attributes": lines.attributes.take(pa.array(rows)),
+        **lines.arrays(places, offsets, "context_"),
+        "request_ids": lists(own_offsets, requests.ids[own]),
+        "request_ts_us": lists(own_offsets, requests.first_us[own]),
+        "history_end": lists(own_offsets, (size - (stop - requests.before[own])).astype(np.int32)),
+        "target_start": lists(begin_offsets, begins),
+        **lines.arrays(requests.targets[targets], target_offsets[own_offsets], "target_", TARGETS),
     }
-    return rows.withColumns(columns)
 
 
-def _strictly_earlier(ascending: str) -> Column:
-    """For each value of an ascending array, how many are smaller. Only ties look for the first of their kind."""
-
-    def smaller(value: Column, place: Column) -> Column:
-        is_first = (place == 0) | (F.get(ascending, place - 1) < value)
-        return F.when(is_first, place).otherwise((F.array_position(ascending, value) - 1).cast("int"))
-
-    return F.transform(ascending, smaller)
-
-
-def _context(name: str) -> Column:
-    return F.concat(F.slice(f"engaged_{name}", F.lit(1), F.col("older")), f"recent_{name}")
-
-
-def _history_ends() -> Column:
-    """All events from the slice's first request on are in the context, so offsets count back from its end."""
-    length = F.col("older") + F.size("recent_ts_us")
-    last = F.element_at("requests", -1)["recent_stop"]
-    return F.transform("requests", lambda request: length - (last - request["recent_stop"]))
+def with_repeats(columns: Columns) -> Columns:
+    """Rows with one request and target each, and before it one for every event of the context, in time order."""
+    times, offsets = columns["context_ts_us"].values.to_numpy(), columns["context_ts_us"].offsets.to_numpy()
+    repeated = np.full(len(times), REPEATED)
+    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    first_of_ts = starts(row, times)
+    strictly_earlier = np.repeat(first_of_ts, np.diff(np.append(first_of_ts, len(times)))) - offsets[row]
+    before = {"request_ids": repeated, "request_ts_us": times, "history_end": strictly_earlier.astype(np.int32)}
+    before |= {"target_impression_ids": repeated}
+    before |= {f"target_{name}": columns[f"context_{name}"].values.to_numpy() for name in TARGETS if name in EVENTS}
+    begins, begin_offsets = ranges(np.zeros(len(offsets) - 1, np.int64), np.diff(offsets) + 2)
+    return {
+        **columns,
+        "target_start": lists(begin_offsets, begins.astype(np.int32)),
+        **{name: _followed(offsets, values, columns[name].values.to_numpy()) for name, values in before.items()},
+    }
 
 
-def _target_starts() -> Column:
-    return F.aggregate(
-        "requests",
-        F.array(F.lit(0)),
-        lambda starts, request: F.concat(starts, F.array(F.element_at(starts, -1) + F.size(request["targets"]))),
-    )
+def _followed(offsets: Ints, values: np.ndarray, last: np.ndarray) -> pa.ListArray:
+    """The lists with one more value each."""
+    longer = offsets + np.arange(len(offsets))
+    at_end = np.zeros(longer[-1], bool)
+    at_end[longer[1:] - 1] = True
+    joined = np.empty(longer[-1], values.dtype)
+    joined[at_end], joined[~at_end] = last, values
+    return lists(longer, joined)

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from jobs import kuairand, mapped, movielens, sequence_file
 from jobs.source_files import SourceFile
-from schemas.config import SourceConfig
+from schemas.source import SourceConfig
 
 ReadLog = Callable[[SparkSession, Iterable[SourceFile], SourceConfig], DataFrame]
 ReadCatalogues = Callable[[SparkSession, Iterable[SourceFile], SourceConfig], dict[str, DataFrame]]

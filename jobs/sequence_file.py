@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from jobs.lines import PLACE, read_lines
 from jobs.source_files import SourceFile
-from schemas.config import SourceConfig
+from schemas.source import SourceConfig
 
 DAY = datetime.date(1970, 1, 1)
 LONGEST = 86_400  # positions, one a second, that stay on one date

@@ -10,15 +10,21 @@ two key columns.
 from __future__ import annotations
 
 import datetime
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+import numpy as np
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from jobs.arrow_files import SMALL_DAYS_TASKS, ArrowRows, Batches
 from jobs.as_of import join_as_of
+from jobs.jagged import dates, days_since_1970, lists, offsets_of, pieces, ranges, starts
+from jobs.population import WatchRule
 from jobs.tables import read, read_days, replace_days
-from jobs.timelines import EVENTS, cut, day_ends, newest_rows, timelines
+from jobs.timelines import EVENTS, EVENTS_A_BATCH, IDS, Timelines, newest_rows, task_rows, tasks_for, with_attributes
 from schemas.calendar import Calendar
 from schemas.config import Config, SequencesConfig
 from schemas.errors import MissingUpstream
@@ -26,9 +32,8 @@ from schemas.feedback import BITS, FLAGS, RATED_HIGH, mask_of
 from schemas.lake import Identities, Lake
 from schemas.lineage import SEQUENCES
 
-EVENTS_A_FILE = 4_000_000  # about 100 MB of `user_sequences`
+EVENTS_A_FILE = 1_500_000  # about 35 MB of `user_sequences`
 MINUS_ONE_IF_UNKNOWN = {"author_ids": "author_id", "play_ms": "play_ms", "duration_ms": "duration_ms"}
-FEATURES_A_FILE = 200_000  # rows; a full one has 276 events
 
 
 def run(
@@ -52,10 +57,22 @@ def run(
 def write_sequences(spark: SparkSession, lake: Lake, config: Config, todo: Identities, pins: Mapping[str, int]) -> int:
     impressions = read_days(spark, lake, "impressions", todo, pins["impressions"])
     items = read(spark, lake, "items", pins["items"])
-    rows = sequences_of(impressions, items, config.source.rating_threshold)
-    events = lake.row_count("impressions", pins["impressions"])
-    files = -(-events // (EVENTS_A_FILE * max(1, len(lake.identities("impressions")))))
-    return replace_days(spark, lake, "user_sequences", rows, todo, files_a_day=max(1, files), order=("user_id",))
+    counts = lake.rows_by_day("impressions", pins["impressions"])
+    files = max(1, -(-max(counts.get(day, 0) for day in todo) // EVENTS_A_FILE))
+    watch = watch_rule(spark, lake, config.sequences, todo, pins["impressions"])
+    rows = sequences_of(impressions, items, config.source.rating_threshold, sorted(todo), files, watch)
+    return replace_days(spark, lake, "user_sequences", [rows], todo)
+
+
+def watch_rule(
+    spark: SparkSession, lake: Lake, settings: SequencesConfig, todo: Identities, version: int
+) -> WatchRule | None:
+    """The rule for the bit `watched_high`, with the plays of the days before those of `todo`; None where none is asked."""
+    if settings.watch_quantile is None:
+        return None
+    back = datetime.timedelta(days=settings.watch_days)
+    days = [d for d in lake.identities("impressions") if min(todo) - back <= d < max(todo)]
+    return WatchRule.of(read_days(spark, lake, "impressions", days, version), settings)
 
 
 def write_features(
@@ -68,15 +85,15 @@ def write_features(
     version: int | None,
 ) -> int:
     first, last = first_day_to_read(lake, calendar, min(todo)), max(todo)
-    sequences = read_days(spark, lake, "user_sequences", [d for d in calendar.days if first <= d <= last], version)
-    earlier = [d for d in calendar.days if d < first]
-    base = None
+    days = [d for d in calendar.days if first <= d <= last]
+    sequences = read_days(spark, lake, "user_sequences", days, version)
+    earlier, base, known = [d for d in calendar.days if d < first], None, pins.get("user_features")
     if earlier:
-        base = newest_rows(read_days(spark, lake, "user_features", earlier, pins.get("user_features")), sequences)
+        base = newest_rows(read_days(spark, lake, "user_features", earlier, known), sequences)
     users = read(spark, lake, "users", pins["users"])
-    rows = features_of(sequences, base, users, config.sequences).where(F.col("date").isin(sorted(todo)))
-    files = -(-lake.row_count("user_sequences", version) // (FEATURES_A_FILE * max(1, len(calendar.days))))
-    return replace_days(spark, lake, "user_features", rows, todo, files_a_day=max(1, files), order=("user_id",))
+    tasks = tasks_for(lake, days, version, known if earlier else None)
+    rows = features_of(sequences, base, users, config.sequences, tasks, sorted(todo))
+    return replace_days(spark, lake, "user_features", [rows], todo)
 
 
 def first_day_to_read(lake: Lake, calendar: Calendar, first_todo: datetime.date) -> datetime.date:
@@ -96,21 +113,58 @@ def first_day_to_read(lake: Lake, calendar: Calendar, first_todo: datetime.date)
     return first
 
 
-def sequences_of(impressions: DataFrame, items: DataFrame, rating_threshold: float) -> DataFrame:
-    """Rows of user_sequences from rows of impressions; authors by the newest row of `items` at or before the day."""
+def sequences_of(
+    impressions: DataFrame,
+    items: DataFrame,
+    rating_threshold: float,
+    days: Sequence[datetime.date],
+    files_a_day: int = 1,
+    watch: WatchRule | None = None,
+) -> ArrowRows:
+    """Rows of user_sequences from rows of impressions of `days`; authors by the newest row of `items` at or before the day.
+
+    One shuffle: a task gets the users of a day, or those of one of its `files_a_day` parts by hash of the user.
+    """
     known = join_as_of(impressions, items, "item_id", ["author_id"])
-    event = F.struct(
-        F.unix_micros("ts").alias("ts_us"),
-        F.col("impression_id").alias("impression_ids"),  # second: it orders events of the same time
+    events = known.select(
+        "user_id",
+        "date",
+        F.col("impression_id").alias("impression_ids"),
         F.col("request_id").alias("request_ids"),
         F.col("item_id").alias("item_ids"),
+        F.unix_micros("ts").alias("ts_us"),
         *(F.coalesce(source, F.lit(-1)).alias(name) for name, source in MINUS_ONE_IF_UNKNOWN.items()),
         feedback_bits(rating_threshold).alias("feedback"),
     )
-    days = known.groupBy("user_id", "date").agg(F.sort_array(F.collect_list(event)).alias("events"))
-    return days.select(
-        "user_id", "date", *(F.col("events")[name].alias(name) for name in ("impression_ids", "request_ids", *EVENTS))
-    )
+    day = F.date_diff("date", F.lit(min(days)))
+    part = F.pmod(F.xxhash64("user_id"), F.lit(files_a_day)).cast("int")
+    tasks = min(len(days), SMALL_DAYS_TASKS) if files_a_day == 1 else len(days) * files_a_day
+    making = functools.partial(sequences_in, watch=watch)
+    return ArrowRows("user_sequences", events.repartitionById(tasks, day * files_a_day + part), making)
+
+
+def sequences_in(batches: Batches, watch: WatchRule | None) -> Iterator[pa.RecordBatch]:
+    """Rows of user_sequences from the events of whole users and days."""
+    found = [batch for batch in batches if len(batch)]
+    if not found:
+        return
+    events = pa.Table.from_batches(found)
+    names = ("date", "user_id", "ts_us", "impression_ids")  # the last orders events of the same time
+    columns = {name: events.column(name) for name in events.column_names if name != "date"}
+    columns = {name: column.to_numpy() for name, column in columns.items()}
+    columns["date"] = events.column("date").cast(pa.int32()).to_numpy()
+    if watch is not None:
+        columns["feedback"] = columns["feedback"] | watch.bits(columns)
+    order = np.lexsort([columns[name] for name in reversed(names)])
+    columns = {name: values[order] for name, values in columns.items()}
+    first = starts(columns["date"], columns["user_id"])
+    sizes = np.diff(np.append(first, len(order)))
+    for rows in pieces(starts(columns["date"][first]), sizes, EVENTS_A_BATCH):
+        offsets = offsets_of(sizes[rows])
+        within = slice(first[rows][0], first[rows][0] + offsets[-1])
+        arrays = {name: lists(offsets, columns[name][within]) for name in (*IDS, *EVENTS)}
+        keys = {"user_id": columns["user_id"][first[rows]], "date": dates(columns["date"][first[rows]])}
+        yield pa.record_batch({**keys, **arrays})
 
 
 def feedback_bits(rating_threshold: float) -> Column:
@@ -123,27 +177,50 @@ def feedback_bits(rating_threshold: float) -> Column:
     return total
 
 
-def features_of(sequences: DataFrame, base: DataFrame | None, users: DataFrame, settings: SequencesConfig) -> DataFrame:
-    """Rows of user_features for every user and day of `sequences`, which holds whole days without a gap.
+def features_of(
+    sequences: DataFrame,
+    base: DataFrame | None,
+    users: DataFrame,
+    settings: SequencesConfig,
+    tasks: int = 1,
+    days: Collection[datetime.date] | None = None,
+) -> ArrowRows:
+    """Rows of user_features for every user and day of `sequences`, which holds whole days without a gap; with `days`, of
+    these alone.
 
     `base` has each user's newest row of user_features before the first of those days, or is None at the start of
     the log. Attributes are those of the newest row of `users` at or before the day, or empty.
     """
-    mask = mask_of(settings.engaged)
-    moments = day_ends(sequences, mask).withColumns(
-        {
-            "recent_start": F.col("recent_stop") - settings.short_length,
-            "engaged_start": F.col("engaged_stop") - settings.positive_length,
-        }
-    )
-    moments = join_as_of(moments, users, "user_id", ["attributes"])
-    return cut(moments, timelines(sequences, base, mask)).select(
-        "user_id",
-        "date",
-        F.coalesce("attributes", F.array().cast("array<string>")).alias("attributes"),
-        *(F.col(f"recent_{name}").alias(f"short_{name}") for name in EVENTS),
-        *(F.col(f"engaged_{name}").alias(f"positive_{name}") for name in EVENTS),
-    )
+    rows = task_rows(with_attributes(sequences, users), base, tasks)
+    return ArrowRows("user_features", rows, functools.partial(features_in, settings=settings, days=days))
+
+
+def features_in(
+    batches: Batches, settings: SequencesConfig, days: Collection[datetime.date] | None
+) -> Iterator[pa.RecordBatch]:
+    lines = Timelines.of(batches, mask_of(settings.engaged))
+    if lines is None:
+        return
+    order = np.lexsort((lines.users, lines.days))
+    if days is not None:
+        order = order[np.isin(lines.days[order], days_since_1970(days))]
+    stop = lines.stop[order]
+    start = np.maximum(stop - settings.short_length, lines.line_first[order])
+    engaged_stop = lines.engaged_above[stop]
+    engaged_start = np.maximum(engaged_stop - settings.positive_length, lines.engaged_first[order])
+    sizes = stop - start + engaged_stop - engaged_start
+    for rows in pieces(starts(lines.days[order]), sizes, EVENTS_A_BATCH):
+        recent, recent_offsets = ranges(start[rows], stop[rows])
+        engaged, engaged_offsets = ranges(engaged_start[rows], engaged_stop[rows])
+        yield pa.record_batch(
+            {
+                "user_id": lines.users[order[rows]],
+                "date": dates(lines.days[order[rows]]),
+                "attributes": lines.attributes.take(pa.array(order[rows])),
+                **lines.arrays(recent, recent_offsets, "short_"),
+                **lines.arrays(lines.engaged[engaged], engaged_offsets, "positive_"),
+            }
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Requests of user_sequences, and the slices of a user's time that share an example's context.
+"""Requests of a task's users, and the slices of a user's time that share an example's context.
 
 A slice is a run of a user's requests in the order of their first ts. Requests with the same first ts are always in one
 slice, since neither may see the other; a request that a source spreads over midnight is two, one a day.
@@ -7,82 +7,111 @@ slice, since neither may see the other; a request that a source spreads over mid
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from pyspark.sql import Column, DataFrame, Window
-from pyspark.sql import functions as F
+import numpy as np
+import pandas as pd
 
-from jobs.timelines import has_any
+from jobs.jagged import Ints, ranges, starts
+from jobs.timelines import Timelines
 
-TARGETS = ("impression_ids", "item_ids", "play_ms", "duration_ms", "feedback")
 HOUR_US = 3_600_000_000
 
-# From a request's first ts to what its slice of a day is called. Days are those of the column `date`.
-SLICES: dict[str, Callable[[Column], Column]] = {
+# From a request's first ts, a Spark column or an array, to what its slice of a day is called. Days are those of the column
+# `date`.
+SLICES: dict[str, Callable[[Any], Any]] = {
     "request": lambda first_us: first_us,
-    "hour": lambda first_us: first_us - F.pmod(first_us, F.lit(HOUR_US)),
-    "day": lambda first_us: F.lit(0),
+    "hour": lambda first_us: first_us - first_us % HOUR_US,
+    "day": lambda first_us: first_us * 0,
 }
 
 
-def slice_keys(name: str) -> tuple[Column, Column]:
-    """Requests of a user that agree in both columns share a slice: the day, and one of SLICES within it."""
-    return F.col("date").alias("day"), SLICES[name](F.col("first_us")).alias("slice")
-
-
-def piece_key(events: int) -> Column:
+def piece_of(recent_stop: Any, events: int) -> Any:
     """Requests of a user that agree in it share a piece of the whole history, of about `events` events each."""
-    return F.floor(F.col("recent_stop") / events).alias("piece")
+    return recent_stop - recent_stop % events
 
 
-def requests_of(sequences: DataFrame, mask: int) -> DataFrame:
-    """One row a user, day and request: user_id, date, request_id, first_us, targets (array of struct, in time order),
-    and recent_stop and engaged_stop, the events of `sequences` (and the engaged ones) strictly before first_us."""
-    columns = ("impression_ids", "request_ids", "item_ids", "ts_us", "play_ms", "duration_ms", "feedback")
-    events = sequences.select("user_id", "date", F.inline(F.arrays_zip(*columns)))
-    in_time = Window.partitionBy("user_id").orderBy("ts_us")
-    strictly_before = in_time.rangeBetween(Window.unboundedPreceding, -1)
-    engaged = F.when(has_any(F.col("feedback"), mask), 1).otherwise(0)
-    events = events.withColumns(
-        {
-            "recent_stop": F.rank().over(in_time) - 1,
-            "engaged_stop": F.coalesce(F.sum(engaged).over(strictly_before), F.lit(0)).cast("int"),
-        }
-    )
-    target = F.struct("ts_us", *TARGETS)
-    return events.groupBy("user_id", "date", F.col("request_ids").alias("request_id")).agg(
-        F.min("ts_us").alias("first_us"),
-        F.min("recent_stop").alias("recent_stop"),
-        F.min("engaged_stop").alias("engaged_stop"),
-        F.sort_array(F.collect_list(target)).alias("targets"),
-    )
+@dataclass(frozen=True)
+class Requests:
+    """Requests in order of user, day, first ts and id [Q].
+
+    `rows` are rows of the timelines, `before` the place of the first event at first_us: those of the user's line before it
+    are strictly earlier. The targets of request q are the events at `targets[target_offsets[q]:target_offsets[q + 1]]`.
+    """
+
+    rows: Ints
+    ids: Ints
+    first_us: Ints
+    before: Ints
+    targets: Ints
+    target_offsets: Ints
+
+    @classmethod
+    def of(cls, lines: Timelines) -> Requests:
+        """The requests of every user and day of `lines`."""
+        places, rows = lines.events_of_days()
+        ts_us, ids = lines.events["ts_us"][places], lines.events["request_ids"][places]
+        first_of_ts = starts(rows, ts_us)
+        before = np.repeat(places[first_of_ts], np.diff(np.append(first_of_ts, len(places))))
+        by_request = np.lexsort((ids, rows))  # stable, so the events of a request stay in order of time
+        first = starts(rows[by_request], ids[by_request])
+        stop = np.append(first[1:], len(by_request))
+        earliest = by_request[first]
+        order = np.lexsort((ids[earliest], ts_us[earliest], rows[earliest]))
+        targets, offsets = ranges(first[order], stop[order])
+        chosen = earliest[order]
+        return cls(rows[chosen], ids[chosen], ts_us[chosen], before[chosen], places[by_request[targets]], offsets)
+
+    def single(self) -> Requests:
+        """A request for each target, with the times of the one that it comes from."""
+        each = np.repeat(np.arange(len(self.ids)), np.diff(self.target_offsets))
+        alone = np.arange(len(each) + 1)
+        return Requests(self.rows[each], self.ids[each], self.first_us[each], self.before[each], self.targets, alone)
 
 
-def slices_of(requests: DataFrame, *keys: Column) -> DataFrame:
-    """One row a user and slice, which is what `keys` tell apart: user_id, date (of its first request), slice_us,
-    requests (array of struct, by first_us, then request_id)."""
-    gathered = requests.groupBy("user_id", *keys).agg(
-        F.min("date").alias("date"), F.sort_array(F.collect_list(_request(F.col("targets")))).alias("requests")
-    )
-    return gathered.select("user_id", "date", F.col("requests")[0]["first_us"].alias("slice_us"), "requests")
+@dataclass(frozen=True)
+class Slices:
+    """Slice s has the requests [first[s], stop[s]) and is called by the time `slice_us[s]`, unique within its user."""
+
+    requests: Requests
+    first: Ints
+    stop: Ints
+    slice_us: Ints
 
 
-def single_impressions(requests: DataFrame) -> DataFrame:
-    """One row an impression, as `slices_of` has them, with its request's times and itself as the only target.
+def slices_by_time(requests: Requests, name: str) -> Slices:
+    """Requests of a user and day that agree in the slice `name`."""
+    return _runs(requests, requests.rows, SLICES[name](requests.first_us))
+
+
+def slices_by_piece(requests: Requests, lines: Timelines, events: int) -> Slices:
+    """Requests of a user that share a piece of the whole history."""
+    place = requests.before - lines.line_first[requests.rows]
+    return _runs(requests, lines.users[requests.rows], piece_of(place, events))
+
+
+def slices_by_impression(requests: Requests) -> Slices:
+    """A slice an impression, each the only target of its request.
 
     Of impressions of equal times each is a microsecond later than the one before it, by slice_us alone, so that
     user_id and slice_us stay a key: slice_us is the smallest ascending sequence of a day that is at or after their times.
     """
-    each = requests.select("*", F.posexplode("targets").alias("place", "target"))
-    in_time = Window.partitionBy("user_id", "date").orderBy("first_us", "request_id", "place")
-    each = each.withColumn("number", F.row_number().over(in_time).cast("long"))
-    latest = F.max(F.col("first_us") - F.col("number")).over(in_time.rowsBetween(Window.unboundedPreceding, 0))
-    return each.select(
-        "user_id",
-        "date",
-        (latest + F.col("number")).alias("slice_us"),
-        F.array(_request(F.array("target"))).alias("requests"),
-    )
+    single = requests.single()
+    number = np.arange(len(single.ids))
+    latest = pd.Series(single.first_us - number).groupby(single.rows).cummax().to_numpy()
+    return Slices(single, number, number + 1, latest + number)
 
 
-def _request(targets: Column) -> Column:
-    return F.struct("first_us", "request_id", "recent_stop", "engaged_stop", targets.alias("targets"))
+def _runs(requests: Requests, *keys: Ints) -> Slices:
+    first = starts(*keys)
+    return Slices(requests, first, np.append(first[1:], len(requests.ids)), requests.first_us[first])
+
+
+def target_starts(slices: Slices, chosen: Ints) -> tuple[Ints, Ints]:
+    """int32: of each chosen slice where its requests' targets begin among the slice's own, and where the last ends; and the
+    offsets of these lists."""
+    places, offsets = ranges(slices.first[chosen], slices.stop[chosen] + 1)
+    ends = slices.requests.target_offsets
+    begins = np.repeat(ends[slices.first[chosen]], np.diff(offsets))
+    return (ends[places] - begins).astype(np.int32), offsets

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.mapping import mapping_of, role_mappings
-from schemas.config import SourceConfig
 from schemas.errors import ConfigError, ContractViolation
+from schemas.source import SourceConfig
 
 CSV = (".csv", ".csv.gz")
 TEXT = (*CSV, ".tsv", ".tsv.gz", ".txt", ".txt.gz")  # with a header line

@@ -1,32 +1,29 @@
 """Delta through Spark: the only place in `jobs` that reads or writes a table.
 
 A write replaces exactly the partitions whose identities it carries, in one commit, so that a rerun changes no row and a
-kill leaves the last committed version in place. Tables are created from their contract with CHECK constraints, without
-deletion vectors or column mapping, so that Ray reads what Spark wrote.
+kill leaves the last committed version in place. What tasks have written as files (`jobs.arrow_files`) is committed by
+delta-rs, which takes any number of files into one commit; the rest is written by Spark.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 from delta.tables import DeltaTable
-from pyspark.errors import AnalysisException
+from deltalake import CommitProperties
+from deltalake.transaction import AddAction
+from pyspark.errors import AnalysisException, PythonException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StructType
 
+from jobs.arrow_files import SMALL_DAYS_TASKS, ArrowRows
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake, assert_ray_readable, commit_metadata
 from schemas.tables import PARTITION, TABLES, Table
-
-SMALL_DAYS_TASKS = 64  # of a write with one file a day
-PROPERTIES = {
-    "delta.enableDeletionVectors": "false",
-    "delta.logRetentionDuration": "interval 3650 days",  # identities live in the log
-    "delta.deletedFileRetentionDuration": "interval 90 days",  # longer than the life of a model that pins a version
-}
 
 
 def spark_schema(table: Table) -> StructType:
@@ -56,21 +53,39 @@ def replace_days(
     spark: SparkSession,
     lake: Lake,
     name: str,
-    rows: DataFrame,
+    rows: DataFrame | Sequence[ArrowRows],
     identities: Mapping[datetime.date, str],
     files_a_day: int = 1,
     order: Collection[str] = (),
 ) -> int:
     """Replaces the partitions of `identities` by `rows` in one commit and returns the new version.
 
-    `order` names columns by which each partition is range-partitioned into `files_a_day` files and sorted. A day in
-    `identities` without rows becomes empty. Raises ContractViolation for a row of another day, or of another schema.
+    `order` names columns by which each partition is range-partitioned into `files_a_day` files and sorted; ArrowRows are
+    written by the tasks that make them, as they come. A day in `identities` without rows becomes empty. Raises
+    ContractViolation for a row of another day, or of another schema.
     """
+    lake.create(name)
+    if isinstance(rows, DataFrame):
+        _write_by_spark(lake, name, rows, identities, files_a_day, order)
+    else:
+        _commit_files(lake, name, [file for part in rows for file in _write_in_tasks(lake, part, identities)], identities)
+    assert_ray_readable(lake, name)
+    version = lake.version(name)
+    assert version is not None  # just written
+    return version
+
+
+def _write_by_spark(
+    lake: Lake,
+    name: str,
+    rows: DataFrame,
+    identities: Mapping[datetime.date, str],
+    files_a_day: int,
+    order: Collection[str],
+) -> None:
     table = TABLES[name]
-    create(spark, lake, name)
     conformed = conform(rows, table)
     keys = [PARTITION, *order]
-    # A task costs more than a small day: of thousands of them a task writes several, a file each.
     tasks = files_a_day * len(identities) if files_a_day > 1 else min(len(identities), SMALL_DAYS_TASKS)
     shuffled = conformed.repartitionByRange(tasks, *keys) if order else conformed.repartition(tasks, PARTITION)
     days = ", ".join(f"DATE'{day.isoformat()}'" for day in sorted(identities))
@@ -88,15 +103,35 @@ def replace_days(
             raise
         reason = " ".join(line.strip() for line in str(error).splitlines()[:4] if line.strip())
         raise ContractViolation(f"Table {name} refused a row, and nothing was written: {reason}") from error
-    assert_ray_readable(lake, name)
-    version = lake.version(name)
-    assert version is not None  # just written
-    return version
+
+
+def _write_in_tasks(lake: Lake, rows: ArrowRows, days: Collection[datetime.date]) -> list[AddAction]:
+    try:
+        return rows.write(lake.path(rows.table), days)
+    except PythonException as error:
+        refused = re.search(r"ContractViolation: (.*)", str(error))
+        if refused is None:
+            raise
+        raise ContractViolation(refused[1]) from error
+
+
+def _commit_files(lake: Lake, name: str, files: list[AddAction], identities: Mapping[datetime.date, str]) -> None:
+    """One commit that puts `files` in the place of those of the days."""
+    table = lake.open(name)
+    stamp = commit_metadata(TABLES[name].written_by, identities)
+    table.create_write_transaction(
+        [*files],
+        mode="overwrite",
+        schema=table.schema(),
+        partition_by=[PARTITION],
+        partition_filters=[(PARTITION, "in", [day.isoformat() for day in sorted(identities)])],
+        commit_properties=CommitProperties(custom_metadata={"userMetadata": stamp}),
+    )
 
 
 def append(spark: SparkSession, lake: Lake, name: str, rows: DataFrame) -> None:
     """Adds rows in a commit that carries no identity, creating the table where it is missing."""
-    create(spark, lake, name)
+    lake.create(name)
     conform(rows, TABLES[name]).coalesce(1).write.format("delta").mode("append").save(lake.path(name))
 
 
@@ -112,34 +147,6 @@ def update_rows(spark: SparkSession, lake: Lake, name: str, chosen: DataFrame, v
     table = DeltaTable.forPath(spark, lake.path(name)).alias("old")
     table.merge(chosen.alias("new"), same).whenMatchedUpdate(set=dict(values)).execute()
     assert_ray_readable(lake, name)
-
-
-def create(spark: SparkSession, lake: Lake, name: str) -> None:
-    """Creates the table from its contract where it is missing: comments, properties, CHECK constraints. One that an earlier
-    release wrote gets the columns that the contract has gained since."""
-    if lake.exists(name):
-        return add_new_columns(spark, lake, name)
-    lake.clear_unborn(name)
-    table = TABLES[name]
-    builder = DeltaTable.createIfNotExists(spark).location(lake.path(name)).comment(table.meaning)
-    for arrow, spark_field in zip(table.schema, spark_schema(table), strict=True):
-        comment = (arrow.metadata or {}).get(b"comment", b"").decode()
-        builder = builder.addColumn(spark_field.name, spark_field.dataType, nullable=spark_field.nullable, comment=comment)
-    for key, value in PROPERTIES.items():
-        builder = builder.property(key, value)
-    # Constraints given at creation cost no scan and no further commit each.
-    for check, predicate in table.checks.items():
-        builder = builder.property(f"delta.constraints.{check}", predicate)
-    builder.partitionedBy(PARTITION).execute()
-
-
-def add_new_columns(spark: SparkSession, lake: Lake, name: str) -> None:
-    """Adds what the contract has and the table lacks; older rows are null there."""
-    known = {field.name for field in lake.open(name).schema().fields}
-    for field in spark_schema(TABLES[name]):
-        if field.name not in known:
-            added = f"ADD COLUMNS ({field.name} {field.dataType.simpleString()})"
-            spark.sql(f"ALTER TABLE delta.`{lake.path(name)}` {added}")
 
 
 def conform(rows: DataFrame, table: Table) -> DataFrame:

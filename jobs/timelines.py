@@ -1,27 +1,40 @@
-"""A user's events as one long timeline, from which the bounded tails of every moment are cut.
+"""The events of a task's users as one line of time each, from which the tails of every moment are cut.
 
-The last 20 events and the last 256 engaged events as of many moments (the end of a day, a request) would each need an
-aggregation of their own. Instead every user gets one row with two lines of events in time order, `recent_*` (all events)
-and `engaged_*` (the engaged ones), and a moment is a range of offsets into each. `cut` joins moments and lines by user,
-some 256 events at a time, so that no row that is made for each moment holds more than about twice the tails: the work is
-one sort of the events plus the size of the output, whatever the number of days or the length of a history.
+The last 20 events and the last 256 engaged events as of many moments (the end of a day, a request) overlap almost wholly.
+A task holds the events of its users once, as flat arrays in order of user and time, and a moment is two ranges of places
+in them: of events, and of engaged ones. So a moment costs a search, whatever the length of a history, and only the events
+that a row holds are copied, when that row is written.
 
 A line starts with the tails that `user_features` kept before the first day of `sequences` (`base`), so that a single day
-reads that day's events alone and gives the rows of a full build. Offset 0 is the first event of `sequences`; negative
-offsets reach into what the base brought, of which `known_recent` and `known_engaged` are the counts.
+reads that day's events alone and gives the rows of a full build.
+
+A task holds about 100 bytes an event. Tasks are as many as the events ask for (`tasks_for`); of one user they hold all
+events of the days in the pass, and nothing of the days before but the tails.
 """
 
 from __future__ import annotations
 
-from pyspark.sql import Column, DataFrame, Window
+import datetime
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+
+from jobs.arrow_files import Batches
+from jobs.as_of import join_as_of
+from jobs.jagged import Ints, flat, lists, offsets_of, ranges, starts
+from schemas.lake import Lake
 
 # The parallel arrays of an event, as in every table that carries a history.
 EVENTS = ("item_ids", "author_ids", "ts_us", "play_ms", "duration_ms", "feedback")
-LINES = ("recent", "engaged")
-PAIRS = tuple((line, name) for line in LINES for name in EVENTS)
-RANGES = tuple(f"{line}_{end}" for line in LINES for end in ("start", "stop"))
-EVENTS_A_BLOCK = 256
+IDS = ("impression_ids", "request_ids")  # which the events of a day have besides
+KNOWN_ENGAGED, KNOWN_RECENT, OF_DAY = 0, 1, 2  # kinds of a task's rows, in the order in which they lie on a line
+BYTES_A_TASK = 24_000_000  # of compressed rows: about a million events
+BYTES_A_FILE = 100_000  # of the task's own input behind a file at least, else a task takes more than BYTES_A_TASK
+EVENTS_A_BATCH = 2_000_000  # of a row group: some 100 MB before compression
 
 
 def has_any(feedback: Column, mask: int) -> Column:
@@ -29,112 +42,127 @@ def has_any(feedback: Column, mask: int) -> Column:
     return feedback.bitwiseAND(F.lit(mask)) != 0
 
 
-def engaged_events(mask: int) -> Column:
-    """array<struct>: the events of a row of parallel arrays that have any bit of `mask`."""
-    return F.filter(F.arrays_zip(*EVENTS), lambda event: has_any(event["feedback"], mask))
-
-
 def newest_rows(features: DataFrame, sequences: DataFrame) -> DataFrame:
-    """The newest row of `features` for each user of `sequences`.
+    """The newest row of `features` (earlier days alone) for each user of `sequences`.
 
-    The dates are found on two narrow columns, so that only the chosen rows' arrays are shuffled.
+    Which these are is found on two narrow columns; of the arrays only the days are read that hold the newest row of some
+    user, so that what is read does not grow with a log whose users come back.
     """
     active = sequences.select("user_id").distinct()
-    newest = (
-        features.select("user_id", "date")
-        .join(active, "user_id", "left_semi")
-        .groupBy("user_id")
-        .agg(F.max("date").alias("date"))
-    )
-    return features.join(newest, ["user_id", "date"])
+    keys = features.select("user_id", "date").join(active, "user_id", "left_semi")
+    newest = keys.groupBy("user_id").agg(F.max("date").alias("date"))
+    days = [row["date"] for row in newest.select("date").distinct().collect()]
+    return features.where(F.col("date").isin(sorted(days))).join(newest, ["user_id", "date"], "left_semi")
 
 
-def timelines(sequences: DataFrame, base: DataFrame | None, mask: int) -> DataFrame:
-    """One row a user of `sequences` (rows of `user_sequences`), continued from `base` (at most one row of
-    `user_features` a user).
-
-    Columns: user_id, recent_* and engaged_* (the six arrays of an event each), known_recent, known_engaged (int).
+def tasks_for(lake: Lake, days: Collection[datetime.date], version: int | None, base: int | None = None) -> int:
+    """Tasks for the events of `days` in user_sequences, and for their users' tails in version `base` of user_features, by
+    the bytes in the tables' logs. Each task writes a file a day, so that tasks are fewer where the days are many and small.
     """
-    days = sequences.select("user_id", F.struct("date", *EVENTS, engaged_events(mask).alias("engaged")).alias("day"))
-    lines = days.groupBy("user_id").agg(F.sort_array(F.collect_list("day")).alias("days"))
-    lines = lines.select(
-        "user_id",
-        *(F.flatten(F.col("days")[name]).alias(f"recent_{name}") for name in EVENTS),
-        F.flatten(F.col("days")["engaged"]).alias("engaged"),
-    )
-    lines = lines.select(
-        "user_id",
-        *(f"recent_{name}" for name in EVENTS),
-        *(F.col("engaged")[name].alias(f"engaged_{name}") for name in EVENTS),
-    )
-    if base is None:
-        return lines.withColumns({"known_recent": F.lit(0), "known_engaged": F.lit(0)})
-    tails = base.select("user_id", *(f"short_{name}" for name in EVENTS), *(f"positive_{name}" for name in EVENTS))
-    joined = lines.join(tails, "user_id", "left")
-    return joined.select(
-        "user_id",
-        *(_continued(f"short_{name}", f"recent_{name}") for name in EVENTS),
-        *(_continued(f"positive_{name}", f"engaged_{name}") for name in EVENTS),
-        F.coalesce(F.size("short_item_ids"), F.lit(0)).alias("known_recent"),
-        F.coalesce(F.size("positive_item_ids"), F.lit(0)).alias("known_engaged"),
-    )
+    total = sum(lake.bytes_by_day("user_sequences", version).get(day, 0) for day in days)
+    if base is not None:
+        users = sum(lake.rows_by_day("user_sequences", version).get(day, 0) for day in days)
+        bytes_a_row = sum(lake.bytes_by_day("user_features", base).values()) / max(1, lake.row_count("user_features", base))
+        total += int(users * bytes_a_row)
+    return max(1, min(-(-total // BYTES_A_TASK), total // (BYTES_A_FILE * max(1, len(days)))))
 
 
-def _continued(tail: str, line: str) -> Column:
-    return F.when(F.col(tail).isNull(), F.col(line)).otherwise(F.concat(tail, line)).alias(line)
+def with_attributes(sequences: DataFrame, users: DataFrame, known_before: bool = False) -> DataFrame:
+    """Adds each user's attributes of the day, or of before it (see `jobs.as_of`); empty where there are none."""
+    found = join_as_of(sequences, users, "user_id", ["attributes"], known_before)
+    return found.withColumn("attributes", F.coalesce("attributes", F.array().cast("array<string>")))
 
 
-def cut(moments: DataFrame, lines: DataFrame) -> DataFrame:
-    """The events of each moment: its other columns, and recent_* and engaged_*, the six arrays of an event each.
+def task_rows(sequences: DataFrame, base: DataFrame | None, tasks: int, ids: Collection[str] = ()) -> DataFrame:
+    """Rows of `sequences` (of user_sequences, with `attributes`) and the tails of `base` (at most one row of user_features
+    a user), by hash of the user in `tasks` partitions."""
+    carried = ("user_id", "date", "attributes", *EVENTS, *ids)
+    rows = sequences.select(F.lit(OF_DAY).alias("kind"), *carried)
+    if base is not None:
+        tails = [
+            F.struct(F.lit(kind).alias("kind"), *(F.col(f"{line}_{name}").alias(name) for name in EVENTS))
+            for kind, line in ((KNOWN_ENGAGED, "positive"), (KNOWN_RECENT, "short"))
+        ]
+        known = base.select("user_id", "date", F.explode(F.array(*tails)).alias("tail")).select("user_id", "date", "tail.*")
+        rows = rows.unionByName(known, allowMissingColumns=True)
+    return rows.repartition(tasks, "user_id")
 
-    `moments` has user_id and the half-open ranges recent_start, recent_stop, engaged_start, engaged_stop (int, offsets;
-    a start before the line's first event means that event); `lines` comes from `timelines`.
+
+@dataclass(frozen=True)
+class Timelines:
+    """The events of a task's users in order of user and time, flat, each user's known tails before them.
+
+    A row is a user and day [R], in order of both: `users` int64, `days` int32 (since 1970), `attributes`, and the half-open
+    range of places (int64) [first, stop) of its events. `line_first` is the place at which its user's line begins and
+    `engaged_first` the number at which the user's engaged events begin; engaged event n lies at place `engaged[n]`.
     """
-    carried = [name for name in moments.columns if name not in ("user_id", *RANGES)]
-    block = F.floor(F.col("recent_stop") / EVENTS_A_BLOCK).alias("block")
-    blocks = moments.groupBy("user_id", block).agg(
-        F.collect_list(F.struct(*RANGES, *carried)).alias("moments"),
-        *((F.min if name.endswith("start") else F.max)(name).alias(name) for name in RANGES),
-    )
-    joined = blocks.join(lines, "user_id").withColumns(
-        {f"{line}_start": F.greatest(F.col(f"{line}_start"), -F.col(f"known_{line}")) for line in LINES}
-    )
-    # Here a row is still a block: whatever Spark copies of a long line, it copies once in 256 events.
-    parts = joined.select("user_id", "moments", *(f"{line}_start" for line in LINES), *(_part(*pair) for pair in PAIRS))
-    each = parts.withColumn("moment", F.explode("moments"))
-    return each.select(
-        "user_id", *(F.col("moment")[name].alias(name) for name in carried), *(_events_of_moment(*pair) for pair in PAIRS)
-    )
+
+    users: Ints
+    days: Ints
+    attributes: pa.Array
+    first: Ints
+    stop: Ints
+    line_first: Ints
+    engaged_first: Ints
+    events: Mapping[str, np.ndarray]  # each [E]
+    engaged: Ints
+    engaged_above: Ints  # [E + 1]: engaged events before a place, those of the known tail included
+    recent_engaged_above: Ints  # [E + 1]: events before a place that are on the line of all events and engaged
+
+    @classmethod
+    def of(cls, batches: Batches, mask: int) -> Timelines | None:
+        """From rows of `task_rows`; None where there are none."""
+        found = [batch for batch in batches if len(batch)]
+        if not found:
+            return None
+        table = pa.Table.from_batches(found)
+        kinds, users = table.column("kind").to_numpy(), table.column("user_id").to_numpy()
+        days = table.column("date").cast(pa.int32()).to_numpy()
+        order = np.lexsort((days, kinds, users))
+        kinds, users, days = kinds[order], users[order], days[order]
+        events, offsets = _events(table, order, kinds)
+        kind_of_event = np.repeat(kinds, np.diff(offsets))
+        bits = (events["feedback"] & mask) != 0
+        engaged = (kind_of_event == KNOWN_ENGAGED) | (bits & (kind_of_event == OF_DAY))
+        engaged_above = offsets_of(engaged)
+        of_user = np.repeat(starts(users), np.diff(np.append(starts(users), len(users))))  # the user's first row
+        known = kinds[of_user] == KNOWN_ENGAGED
+        rows = np.flatnonzero(kinds == OF_DAY)
+        return cls(
+            users[rows],
+            days[rows],
+            table.column("attributes").combine_chunks().take(pa.array(order[rows])),
+            offsets[rows],
+            offsets[rows + 1],
+            offsets[of_user + known][rows],
+            engaged_above[offsets[of_user]][rows],
+            events,
+            np.flatnonzero(engaged),
+            engaged_above,
+            offsets_of(bits & (kind_of_event != KNOWN_ENGAGED)),
+        )
+
+    def events_of_days(self) -> tuple[Ints, Ints]:
+        """Place and row of every event that is not of a known tail, in order."""
+        places, offsets = ranges(self.first, self.stop)
+        return places, np.repeat(np.arange(len(self.users)), np.diff(offsets))
+
+    def arrays(self, places: Ints, offsets: Ints, prefix: str, names: Iterable[str] = EVENTS) -> dict[str, pa.Array]:
+        """Columns of lists: list i has the events at `places[offsets[i]:offsets[i + 1]]`."""
+        return {f"{prefix}{name}": lists(offsets, self.events[name][places]) for name in names}
 
 
-def _part(line: str, name: str) -> Column:
-    known = F.col(f"known_{line}")
-    return between(f"{line}_{name}", F.col(f"{line}_start") + known, F.col(f"{line}_stop") + known).alias(f"{line}_{name}")
-
-
-def _events_of_moment(line: str, name: str) -> Column:
-    moment, first = F.col("moment"), F.col(f"{line}_start")
-    events = between(f"{line}_{name}", moment[f"{line}_start"] - first, moment[f"{line}_stop"] - first)
-    return events.alias(f"{line}_{name}")
-
-
-def between(array: str | Column, start: Column, end: Column) -> Column:
-    """array[start:end] with offsets from 0; empty where end <= start."""
-    return F.slice(array, F.greatest(start, F.lit(0)) + 1, F.greatest(end - F.greatest(start, F.lit(0)), F.lit(0)))
-
-
-def day_ends(sequences: DataFrame, mask: int) -> DataFrame:
-    """user_id, date, recent_stop, engaged_stop: events, and engaged ones, up to the end of each day of `sequences`."""
-    so_far = Window.partitionBy("user_id").orderBy("date").rowsBetween(Window.unboundedPreceding, 0)
-    sizes = sequences.select(
-        "user_id",
-        "date",
-        F.size("item_ids").alias("events"),
-        F.size(F.filter("feedback", lambda bits: has_any(bits, mask))).alias("engaged"),
-    )
-    return sizes.select(
-        "user_id",
-        "date",
-        F.sum("events").over(so_far).cast("int").alias("recent_stop"),
-        F.sum("engaged").over(so_far).cast("int").alias("engaged_stop"),
-    )
+def _events(table: pa.Table, order: Ints, kinds: Ints) -> tuple[dict[str, np.ndarray], Ints]:
+    """The arrays of the rows in `order`, flat, and the rows' offsets; ids, which a known tail has not, are 0 there."""
+    found: dict[str, np.ndarray] = {}
+    for name in EVENTS:
+        values, offsets = flat(table.column(name))
+        if not found:
+            places, in_order = ranges(offsets[order], offsets[order + 1])
+        found[name] = values[places]
+    of_day = np.repeat(kinds == OF_DAY, np.diff(in_order))
+    for name in (name for name in IDS if name in table.column_names):
+        values, offsets = flat(table.column(name))
+        found[name] = np.zeros(len(of_day), np.int64)
+        found[name][of_day] = values[ranges(offsets[order], offsets[order + 1])[0]]
+    return found, in_order

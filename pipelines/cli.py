@@ -7,6 +7,7 @@ than the log or the lake is busy (a scheduler retries).
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from schemas.calendar import DayRange
 from schemas.config import Config
 from schemas.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from schemas.lineage import STAGES
@@ -35,6 +37,11 @@ def parser() -> argparse.ArgumentParser:
     _command(commands, "run", "every stage in order, or the night of --date; skips what is done", force=True, date=True)
     for name in STAGE_NAMES:
         _command(commands, name, summaries[name], force=True, date=True)
+    backfill = _command(
+        commands, "backfill", "late or corrected days, and every Spark table that depends on them", force=True
+    )
+    backfill.add_argument("--from", dest="first", required=True, metavar="DATE", help="the first such day, YYYY-MM-DD")
+    backfill.add_argument("--to", dest="last", metavar="DATE", help="the last such day; default: the newest")
     simulate = _command(commands, "simulate", "logs, users and videos in KuaiRand's format")
     simulate.add_argument("--out", required=True, help="folder to write")
     _command(commands, "report", "write the HTML report of the lake again")
@@ -83,6 +90,14 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def range_of(first: str, last: str | None) -> DayRange:
+    """The days of --from and --to."""
+    days = DayRange(parse_date(first, "--from"), parse_date(last, "--to") if last else datetime.date.max)
+    if days.last < days.first:
+        raise ConfigError(f"--to {days.last} is before --from {days.first}; give the earlier day first.")
+    return days
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
@@ -118,9 +133,9 @@ def execute(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_command(options: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """What starts engines: a stage, the whole run, a simulation, a report."""
+    """What starts engines: a stage, the whole run, late days, a simulation, a report."""
     from pipelines import run
-    from pipelines.outcome import print_summary, stage_answer, summary_answer
+    from pipelines.outcome import backfill_answer, print_summary, stage_answer, summary_answer
     from pipelines.progress import Progress
 
     progress = Progress(options.quiet)
@@ -128,6 +143,8 @@ def run_command(options: argparse.Namespace, config: Config) -> dict[str, Any]:
         return stage_answer(run.simulate_only(config, options.out, progress))
     if options.command == "report":
         return {"stage": "report", "status": "done", "report": str(run.report_only(config))}
+    if options.command == "backfill":
+        return backfill_answer(run.run_backfill(config, range_of(options.first, options.last), options.force, progress))
     date = parse_date(options.date) if options.date else None
     if options.command == "organisation-report":
         from pipelines import organisation_report

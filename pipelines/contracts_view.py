@@ -35,5 +35,5 @@ def print_contracts(tables: list[Table], console: Console) -> None:
             key = " (key)" if field.name in table.key else ""
             grid.add_row(f"{field.name}{key}", str(field.type), "yes" if field.nullable else "no", comment(field))
         console.print(grid)
-        for predicate in table.checks.values():
-            console.print(f"  check: {predicate}", markup=False)
+        for check in table.checks.values():
+            console.print(f"  check: {check.sql}", markup=False)

@@ -1,4 +1,4 @@
-"""The Spark stages that turn impressions into features: sequences, item_pairs, lifelong, organise, rewards.
+"""The Spark stages that turn impressions into features: sequences, item_pairs, lifelong, organise, sessions, rewards.
 
 Each hands its job the plan's stale days and the pinned versions; the job makes all days in one pass and commits.
 """
@@ -12,6 +12,7 @@ from jobs import lifelong as lifelong_job
 from jobs import organise as organise_job
 from jobs import rewards as rewards_job
 from jobs import sequences as sequences_job
+from jobs import sessions as sessions_job
 from pipelines.stage import StageContext, StageResult
 from schemas.errors import MissingUpstream
 
@@ -32,6 +33,10 @@ def lifelong(context: StageContext) -> StageResult:
 
 def organise(context: StageContext) -> StageResult:
     return run_job(organise_job, context)
+
+
+def sessions(context: StageContext) -> StageResult:
+    return run_job(sessions_job, context)
 
 
 def rewards(context: StageContext) -> StageResult:

@@ -1,9 +1,9 @@
 """`lazyrec maintain`: merges the small files of closed days, and removes what is old and needed by nothing.
 
 Delta-rs does it, not Spark: no JVM starts (seconds and a gigabyte of a laptop), it streams, its merging keeps the order of
-a day's rows, and its vacuum spares versions by name, which Spark's cannot. There is no clustering by user: the large
-tables are written range-partitioned and sorted by user (`jobs.tables.replace_days`), so a Z-order would move rows and
-help no reader. `training_examples`, whose batches follow its rows, is merged by whole days only, and left alone while a
+a day's rows, and its vacuum spares versions by name, which Spark's cannot. There is no clustering by user: the tables of
+users are written by hash of the user and sorted by user or time within each file (`jobs.arrow_files`), so a Z-order would
+move rows and help no reader. `training_examples`, whose batches follow its rows, is merged by whole days only, and left alone while a
 training that was broken off stands in its newest version. Nothing here changes a row or an identity.
 """
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table as Grid
 
+from pipelines.backfill import Backfilled
 from pipelines.progress import answer_console
 from pipelines.runner import Outcome
 from pipelines.summary import Summary
@@ -23,6 +24,20 @@ def stage_answer(outcome: Outcome) -> dict[str, Any]:
         "rows": outcome.result.rows,
         "tables": outcome.result.tables,
     } | ({"reason": outcome.result.skipped} if outcome.result.skipped else {})
+
+
+def backfill_answer(found: Backfilled) -> dict[str, Any]:
+    """The last line of a backfill; `rows` are those of the partitions that it wrote."""
+    return {
+        "stage": "backfill",
+        "status": found.status,
+        "seconds": {o.name: round(o.seconds, 2) for o in found.outcomes} | {"total": round(found.seconds, 2)},
+        "rows": {table: part.rows for table, part in found.written.items()},
+        "tables": {table: part.version for table, part in found.written.items()},
+        "days": {table: [str(day) for day in part.days] for table, part in found.written.items()},
+        "left": {o.name: o.result.skipped for o in found.outcomes if o.result.skipped},
+        "would_run": found.would_run,
+    }
 
 
 def summary_answer(summary: Summary) -> dict[str, Any]:

@@ -46,8 +46,9 @@ class View:
         return {"stage": self.stage, "would": self.would, "tables": days, "reasons": reasons, "note": self.note}
 
 
-def plan_views(config: Config, date: datetime.date | None = None) -> list[View]:
-    """One view a stage of the whole run, or of the night of `date`. Raises as the run would, before it starts."""
+def plan_views(config: Config, date: datetime.date | None = None, explained: bool = True) -> list[View]:
+    """One view a stage of the whole run, or of the night of `date`. Raises as the run would, before it starts. The
+    reasons cost most, so they may be left out."""
     lake = lake_of(config)
     first = _ingest_view(config, lake)
     virtual = PlannedLake(lake.root, lake.mount)
@@ -58,7 +59,7 @@ def plan_views(config: Config, date: datetime.date | None = None) -> list[View]:
             raise
         return [first, *(View(spec.name, WAIT, note=str(error)) for spec in STAGES)]
     pinned = {"champion": champion} if (champion := champion_version(config)) else {}
-    historian = Historian(lake)
+    historian = Historian(lake) if explained else None
     views = [first]
     for step in steps:
         served = dataclasses.replace(step, pinned={**pinned, **step.pinned})
@@ -86,7 +87,7 @@ def _steps(config: Config, lake: Lake, date: datetime.date | None) -> list[Step]
     return whole_run(calendar_of(days, config.split))
 
 
-def _view(step: Step, config: Config, virtual: PlannedLake, historian: Historian) -> View:
+def _view(step: Step, config: Config, virtual: PlannedLake, historian: Historian | None) -> View:
     if off := step.spec.off(config):
         return View(step.spec.name, SKIP, note=off)
     planned = plan(step.spec, config, virtual, step.calendar, pinned=step.pinned, only=step.only)
@@ -95,7 +96,7 @@ def _view(step: Step, config: Config, virtual: PlannedLake, historian: Historian
     if planned.done:
         return View(step.spec.name, SKIP)
     tables = {name: list(days) for name, days in planned.todo.items() if days}
-    reasons = historian.reasons(step, planned, config)
+    reasons = historian.reasons(step, planned, config) if historian else {}
     _commit(virtual, planned)
     return View(step.spec.name, RUN, tables, reasons)
 

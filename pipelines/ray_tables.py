@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray.data
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from schemas.errors import ContractViolation, MissingUpstream
@@ -70,7 +70,7 @@ def replace_days(
     """
     table = TABLES[name]
     days = ", ".join(f"'{day.isoformat()}'" for day in sorted(identities))
-    create(lake, name)
+    lake.create(name)
     batches = _Conformed(rows.to_reader() if isinstance(rows, pa.Table) else rows, table, identities)
     try:
         write_deltalake(
@@ -88,25 +88,6 @@ def replace_days(
     version = lake.version(name)
     assert version is not None  # just written
     return version
-
-
-def create(lake: Lake, name: str) -> None:
-    """Creates the table from its contract where it is missing. Its constraints are commits of their own, so they come
-    before any row, and a kill between the two leaves none out."""
-    table = TABLES[name]
-    if not lake.exists(name):
-        DeltaTable.create(
-            lake.path(name),
-            schema=table.schema,
-            partition_by=[PARTITION],
-            configuration={"delta.logRetentionDuration": "interval 3650 days"},
-            description=table.meaning,
-        )
-    there = lake.open(name)
-    properties = there.metadata().configuration
-    lacking = {check: text for check, text in table.checks.items() if f"delta.constraints.{check}" not in properties}
-    if lacking:
-        there.alter.add_constraint(lacking)
 
 
 class _Conformed:

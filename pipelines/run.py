@@ -1,4 +1,4 @@
-"""The ways to run: everything, one night, one stage.
+"""The ways to run: everything, one night, one stage, late days.
 
 ingest -> sequences -> item_pairs -> embed -> tokenize -> lifelong -> organise -> rewards -> train -> align -> evaluate
 -> register -> recommend; a night evaluates before it trains, see `pipelines.steps`.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import datetime
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pipelines.backfill import Backfilled, backfill
 from pipelines.engines import Engines
 from pipelines.progress import MemoryWatch, Progress
 from pipelines.runner import Outcome, Runner
 from pipelines.source_logs import ingest_logs, simulate_logs, with_logs
 from pipelines.steps import Step, night, spec_of, whole_run
 from pipelines.summary import MODELS, Summary, summarise
-from schemas.calendar import log_calendar
+from schemas.calendar import DayRange, log_calendar
 from schemas.config import Config
 from schemas.errors import ConfigError
 from schemas.lake import lake_of
@@ -60,18 +62,33 @@ def run_steps(runner: Runner, steps: list[Step], force: bool) -> list[Outcome]:
 
 def run_one(name: str, config: Config, force: bool, date: datetime.date | None, progress: Progress) -> Outcome:
     """One stage on a lake that holds what comes before it."""
-    lake = lake_of(config)
-    engines = Engines(config.resources)
+    with running(config, progress) as runner:
+        if name == "ingest":
+            runner.config = with_logs(config, runner.engines, progress)[0]
+            return ingest_logs(runner, force, date)[1]
+        return runner.run_stage(Step(spec_of(name), log_calendar(config, runner.lake)), force, date)
+
+
+def run_backfill(config: Config, days: DayRange, force: bool, progress: Progress) -> Backfilled:
+    """Ingests late or corrected days and brings the Spark tables up to date from the first of them on."""
+    with running(config, progress) as runner:
+        runner.config = with_logs(config, runner.engines, progress)[0]
+        return backfill(runner, days, force)
+
+
+@contextmanager
+def running(config: Config, progress: Progress) -> Iterator[Runner]:
+    """A runner under the lake's lock. With the block its engines stop and its parent run in MLflow ends."""
+    lake, engines = lake_of(config), Engines(config.resources)
     with lake_lock(lake), ExitStack() as cleanup:
         cleanup.callback(engines.stop)
         runner = Runner(config, lake, engines, progress)
-        if name == "ingest":
-            runner.config = with_logs(config, engines, progress)[0]
-            outcome = ingest_logs(runner, force, date)[1]
-        else:
-            outcome = runner.run_stage(Step(spec_of(name), log_calendar(config, lake)), force, date)
+        try:
+            yield runner
+        except BaseException:
+            runner.end(failed=True)
+            raise
         runner.end()
-    return outcome
 
 
 def report_only(config: Config) -> Path:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
+from jobs.bounds import latest_time
 from jobs.mapping import Cell, column_faults, columns_of, key_of, mapping_of, role_mappings
 from jobs.source_files import SourceFile, column_types, find_files, is_same
 from pipelines.source_sample import SECONDS, Sample, first_lines, moment, sample_of, value_of
-from schemas.config import Config, SourceConfig
+from schemas.config import Config
 from schemas.errors import ConfigError, LazyRecError
+from schemas.source import SourceConfig
 
 ROWS = 1_000  # looked at a role
 FILES_SAMPLED = 10  # a role
@@ -36,6 +38,14 @@ class Finding:
     text: str
 
 
+@dataclass
+class Looked:
+    """What the columns share: a time after `latest` lies in the future; `kinds` of item ids, by role."""
+
+    latest: datetime.datetime | None
+    kinds: dict[str, set[str]]
+
+
 def run(config: Config, quiet: bool = False) -> dict[str, Any]:
     """Prints the findings, a line each; the answer for the last line. Raises ConfigError where there is an error."""
     findings = list(check(config))
@@ -48,8 +58,9 @@ def run(config: Config, quiet: bool = False) -> dict[str, Any]:
     return {"stage": "check", "status": "done", "findings": [asdict(finding) for finding in findings]}
 
 
-def check(config: Config) -> Iterator[Finding]:
-    """The findings on the source of `config`, those that stop ingest included."""
+def check(config: Config, now: datetime.datetime | None = None) -> Iterator[Finding]:
+    """The findings on the source of `config`, those that stop ingest included; `now` (default: the clock) is when ingest
+    would read it."""
     source = config.source
     if not source.path and config.simulate is not None:
         yield Finding("note", "source.path is empty: the run simulates its logs, and there is nothing to check")
@@ -66,10 +77,11 @@ def check(config: Config) -> Iterator[Finding]:
         yield from _check_sequences(files[0])
         return
     mapped = mapping_of(source)
-    kinds: dict[str, set[str]] = {}
+    looked = Looked(latest_time(source.future_days, now or datetime.datetime.now(datetime.UTC)), {})
     for role, mapping in role_mappings(mapped).items():
         chosen = [file for file in files if file.role == role]
-        yield from _check_role(role, chosen, columns_of(mapping), mapped, kinds)
+        yield from _check_role(role, chosen, columns_of(mapping), mapped, looked)
+    kinds = looked.kinds
     if len(kinds.get("items", set())) == len(kinds.get("log", set())) == 1 and kinds["items"] != kinds["log"]:
         one, other = *kinds["log"], *kinds["items"]
         yield Finding("warning", f"item ids of the log are {one} and of the catalogue {other}: they will not meet")
@@ -88,7 +100,7 @@ def _same_files(files: list[SourceFile]) -> Iterator[Finding]:
 
 
 def _check_role(
-    role: str, files: list[SourceFile], columns: Mapping[str, str], source: SourceConfig, kinds: dict[str, set[str]]
+    role: str, files: list[SourceFile], columns: Mapping[str, str], source: SourceConfig, looked: Looked
 ) -> Iterator[Finding]:
     faulty = False
     for file in files[:FILES_OPENED]:
@@ -107,11 +119,11 @@ def _check_role(
         if faulty:
             break  # the other files are likely to have the same fault
     if not faulty:
-        yield from _check_rows(role, files, columns, source, kinds)
+        yield from _check_rows(role, files, columns, source, looked)
 
 
 def _check_rows(
-    role: str, files: list[SourceFile], columns: Mapping[str, str], source: SourceConfig, kinds: dict[str, set[str]]
+    role: str, files: list[SourceFile], columns: Mapping[str, str], source: SourceConfig, looked: Looked
 ) -> Iterator[Finding]:
     step = -(-len(files) // FILES_SAMPLED)
     chosen = files[::step]
@@ -131,11 +143,11 @@ def _check_rows(
         return
     for field, name in columns.items():
         values = [(Cell(field, name, s.types[name]), value) for s in samples for value in s.values.get(name, [])]
-        yield from _check_column(role, field, name, values, source, kinds)
+        yield from _check_column(role, field, name, values, source, looked)
 
 
 def _check_column(
-    role: str, field: str, name: str, values: list[tuple[Cell, Any]], source: SourceConfig, kinds: dict[str, set[str]]
+    role: str, field: str, name: str, values: list[tuple[Cell, Any]], source: SourceConfig, looked: Looked
 ) -> Iterator[Finding]:
     where = f"column {name!r} ({key_of(role, field)})"
     given = [(cell, value) for cell, value in values if value is not None]
@@ -153,10 +165,20 @@ def _check_column(
     kind = given[0][0].kind
     if kind == "time" and known and not any(YEARS[0] <= value.year <= YEARS[1] for value in known):
         yield Finding("error", f"{where}: the times lie in the year {known[0].year}; {_unit_hint(given, source)}")
+    elif kind == "time" and looked.latest is not None:
+        yield from _check_future(where, known, looked.latest)
     if kind == "flag" and known and not any(known):
         yield Finding("warning", f"{where} is never true in {len(known):,} rows")
     if field == "item_id":
-        kinds[role] = {"integers" if isinstance(value, int) else "text" for value in known}
+        looked.kinds[role] = {"integers" if isinstance(value, int) else "text" for value in known}
+
+
+def _check_future(where: str, times: list[datetime.datetime], latest: datetime.datetime) -> Iterator[Finding]:
+    late = [time for time in times if time > latest]
+    if late:
+        level: Literal["error", "warning"] = "warning" if len(late) < len(times) else "error"
+        what = f"{len(late):,} of {len(times):,} times lie in the future (source.future_days): {late[0]} is refused"
+        yield Finding(level, f"{where}: {what}")
 
 
 def _unit_hint(given: list[tuple[Cell, Any]], source: SourceConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,17 @@ def ingest_logs(runner: Runner, force: bool, date: datetime.date | None = None) 
 
     Raises ContractViolation for a day that the guard refuses, whether it was ingested now or before.
     """
-    started = time.monotonic()
     days = None if date is None else [date]
+    found = ingest_days(runner, force, days)
+    check_days(runner.lake, runner.config, days)
+    return found
+
+
+def ingest_days(
+    runner: Runner, force: bool, days: Collection[datetime.date] | None = None
+) -> tuple[dict[str, Any], Outcome]:
+    """The same for `days`, or the whole log, without the guard."""
+    started = time.monotonic()
     report = None if force else ingest.done(runner.lake, runner.config, days)
     if report is not None:
         runner.progress.say("[bold]ingest[/bold]  [green]skipped[/green], the files are the same")
@@ -68,7 +78,6 @@ def ingest_logs(runner: Runner, force: bool, date: datetime.date | None = None) 
         with runner.tracker.stage("ingest", identity) as run_id:
             runner.tracker.log(run_id, None, {}, outcome.result)
         runner.progress.say(f"ingest  [green]done[/green] in {outcome.seconds:.1f} s; {report.rows['kept']:,} impressions")
-    check_days(runner.lake, runner.config, days)
     return {"rows": report.rows, "reasons": report.reasons}, outcome
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from jobs.bounds import FALSE, INTEGER, LONGEST_MS, MAX_ID, NO_ID, ROUNDING, TRUE
 from jobs.mapping import Cell
 from jobs.source_files import SourceFile, column_types
-from schemas.config import SourceConfig
+from schemas.source import SourceConfig
 
 SECONDS = {"s": 1, "ms": 1_000, "us": 1_000_000}  # units in one
 

@@ -3,21 +3,22 @@
 A whole run fits everything anew on its train days. A night does one new day D on a lake that holds those before it:
 the codebook stays, new items are appended to it, the newest model is scored on D before it has seen it, and only then
 continues its training on D. So every candidate is judged on a day that it did not train on, and a model never meets
-codes of another codebook: a new codebook comes with a whole run alone.
+codes of another codebook: a new codebook comes with a whole run alone. A backfill brings the tables of late or corrected
+days up to date, and what depends on them; it fits and trains nothing.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from pipelines.candidates import newest_candidate
 from pipelines.stage import StageFunction
-from schemas.calendar import Calendar, before_training, training
+from schemas.calendar import Calendar, DayRange, before_training, log_calendar, training
 from schemas.config import Config
-from schemas.errors import ConfigError, MissingUpstream
+from schemas.errors import ConfigError, ContractViolation, MissingUpstream
 from schemas.lake import Lake
 from schemas.lineage import ALIGN, EVALUATE, FEATURES, RECOMMEND, REGISTER, STAGES, TRAIN, StageSpec
 
@@ -28,6 +29,7 @@ FUNCTIONS = {
     "tokenize": "pipelines.tokenize_items:run",
     "lifelong": "pipelines.features:lifelong",
     "organise": "pipelines.features:organise",
+    "sessions": "pipelines.features:sessions",
     "rewards": "pipelines.features:rewards",
     "train": "pipelines.train:run",
     "align": "pipelines.align:run",
@@ -44,7 +46,7 @@ class Step:
     spec: StageSpec
     calendar: Calendar
     pinned: Mapping[str, str] = field(default_factory=dict)
-    only: datetime.date | None = None
+    only: Collection[datetime.date] | None = None
 
     @property
     def function(self) -> StageFunction:
@@ -84,16 +86,44 @@ def night(config: Config, lake: Lake, date: datetime.date) -> list[Step]:
     scored = before_training(days, date, codebook_day, candidate.trained_until)
     learned, goes_on = training(scored), {"candidate": candidate.identity}
     return [
-        *(Step(spec, scored, only=date) for spec in FEATURES),
-        *(Step(spec, scored, {"align": candidate.identity}, date) for spec in (EVALUATE, REGISTER)),
-        *(Step(spec, learned, goes_on, date) for spec in (TRAIN, ALIGN)),
-        Step(RECOMMEND, scored, only=date),
+        *(Step(spec, scored, only=(date,)) for spec in FEATURES),
+        *(Step(spec, scored, {"align": candidate.identity}, (date,)) for spec in (EVALUATE, REGISTER)),
+        *(Step(spec, learned, goes_on, (date,)) for spec in (TRAIN, ALIGN)),
+        Step(RECOMMEND, scored, only=(date,)),
     ]
+
+
+def backfill(config: Config, lake: Lake, first: datetime.date) -> list[Step]:
+    """The Spark stages over `first` and all days after it; earlier days count as they are."""
+    calendar = roles_so_far(config, lake)
+    return [Step(spec, calendar, only=DayRange(first)) for spec in FEATURES if spec.engine == "spark"]
+
+
+def roles_so_far(config: Config, lake: Lake) -> Calendar:
+    """The roles that the runs so far gave the days: those of the newest codebook, whatever days came after it.
+
+    By the log alone, as a whole run sees it, each night would move the fit day, and with it how days are organised. All
+    days of a log that is still too short for the split train.
+    """
+    try:
+        calendar = log_calendar(config, lake)
+    except ContractViolation:
+        days = tuple(sorted(lake.identities("impressions")))
+        calendar = Calendar(days, days, (), ())
+    fitted = _newest_codebook(lake, datetime.date.max)
+    return calendar if config.split.by == "user" or fitted is None else replace(calendar, codebook_day=fitted)
 
 
 def codebook_day_of(lake: Lake, before: datetime.date) -> datetime.date:
     """The fit day of the newest codebook that does not know the day `before`."""
+    day = _newest_codebook(lake, before)
+    if day is None:
+        raise MissingUpstream(f"{lake.root} has no codebook from before {before}; run `lazyrec run` without --date first.")
+    return day
+
+
+def _newest_codebook(lake: Lake, before: datetime.date) -> datetime.date | None:
     for day, identity in sorted(lake.identities("semantic_ids").items(), reverse=True):
         if day < before and lake.manifest("tokenize", identity) is not None:
             return day
-    raise MissingUpstream(f"{lake.root} has no codebook from before {before}; run `lazyrec run` without --date first.")
+    return None

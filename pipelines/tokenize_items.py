@@ -27,6 +27,7 @@ from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_arrow, read_dataset, replace_days
 from pipelines.stage import StageContext, StageResult
 from schemas.errors import ContractViolation, MissingUpstream
+from schemas.lineage import overtaken
 from schemas.tables import SEMANTIC_IDS
 
 __all__ = ["load_codebook", "run"]
@@ -74,8 +75,9 @@ def run(context: StageContext) -> StageResult:
 def refuse_gaps(context: StageContext) -> None:
     """Ranks continue those of earlier days, which must be current or in this pass."""
     present, todo = context.lake.identities(TABLE), context.plan.todo[TABLE]
+    late = overtaken(context.plan.expected[TABLE], present, todo)
     for day, identity in sorted(context.plan.expected[TABLE].items()):
-        if day < max(todo) and day not in todo and present.get(day) != identity:
+        if day < max(todo) and day not in todo and day not in late and present.get(day) != identity:
             raise MissingUpstream(
                 f"Table {TABLE} of {day} is stale or missing, and ranks of {max(todo)} continue it; run tokenize first."
             )

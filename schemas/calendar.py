@@ -9,7 +9,7 @@ then train.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from schemas.config import Config, SplitConfig
@@ -17,6 +17,26 @@ from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
 
 WITH_FIT_DAY = "with the fit day"
+
+
+@dataclass(frozen=True)
+class DayRange(Collection[datetime.date]):
+    """The days from `first` to `last`, those that no log holds included; without a `last`, all from `first` on."""
+
+    first: datetime.date
+    last: datetime.date = datetime.date.max
+
+    def __contains__(self, day: object) -> bool:
+        return isinstance(day, datetime.date) and self.first <= day <= self.last
+
+    def __iter__(self) -> Iterator[datetime.date]:
+        return (self.first + datetime.timedelta(days=n) for n in range(len(self)))
+
+    def __len__(self) -> int:
+        return max(0, (self.last - self.first).days + 1)
+
+    def __str__(self) -> str:
+        return f"from {self.first} on" if self.last == datetime.date.max else f"from {self.first} to {self.last}"
 
 
 @dataclass(frozen=True)

@@ -9,117 +9,10 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from schemas.feedback import BITS
-
-
-def resource(default: Any) -> Any:
-    """A field that is no part of any identity."""
-    return field(default=default, metadata={"resource": True})
-
-
-@dataclass(frozen=True)
-class LogColumns:
-    """The source's columns behind `impressions`; what is not named is null. See docs/design.md for what is read how."""
-
-    user_id: str
-    item_id: str
-    ts: str
-    request_id: str | None = None
-    scene: str | None = None
-    duration_ms: str | None = None
-    play_ms: str | None = None
-    rating: str | None = None
-    click: str | None = None
-    long_view: str | None = None
-    like: str | None = None
-    follow: str | None = None
-    comment: str | None = None
-    forward: str | None = None
-    profile_enter: str | None = None
-    hate: str | None = None
-    behaviour_log_probs: str | None = None
-    behaviour_codebook: str | None = None
-    behaviour_policy: str | None = None
-
-    def __post_init__(self) -> None:
-        whole = (self.behaviour_log_probs is None) == (self.behaviour_codebook is None)
-        require(whole, "source.log.columns.behaviour_codebook", "goes with behaviour_log_probs: name both columns or none")
-
-
-@dataclass(frozen=True)
-class LogMapping:
-    """Which files are the log, below source.path, and what their columns mean."""
-
-    columns: LogColumns
-    files: str = field(metadata={"resource": True})  # a pattern below source.path
-
-
-@dataclass(frozen=True)
-class ItemColumns:
-    """The source's columns behind `items`."""
-
-    item_id: str
-    author_id: str | None = None
-    tags: str | None = None
-    title: str | None = None
-    duration_ms: str | None = None
-    upload_date: str | None = None
-    vector: str | None = None
-    withdrawn: str | None = None
-
-
-@dataclass(frozen=True)
-class ItemMapping:
-    columns: ItemColumns
-    files: str = field(metadata={"resource": True})  # a pattern below source.path
-    attributes: tuple[str, ...] = ()  # columns kept as 'name=value'
-
-
-@dataclass(frozen=True)
-class UserColumns:
-    user_id: str
-
-
-@dataclass(frozen=True)
-class UserMapping:
-    columns: UserColumns
-    files: str = field(metadata={"resource": True})  # a pattern below source.path
-    attributes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """Where raw logs come from and how to read them. `log`, `items`, `users` and what follows them are for kind mapped."""
-
-    kind: Literal["kuairand", "sequences", "movielens", "mapped"] = "kuairand"
-    path: str = resource("")
-    time_zone: str = "UTC"  # of the column `date`, and of times that name no offset
-    request_gap_ms: int = 0  # impressions of a user at most this far apart are one request; 0: equal times only
-    # Attributes of users and items come as one undated snapshot and are taken to hold from the first day on.
-    # Only where the items' upload day is known may they be dated by it.
-    items_dated_by: Literal["snapshot", "upload"] = "snapshot"
-    rating_threshold: float = 4.0  # a rating at or above it sets the bit `rated_high`
-    first_day: datetime.date | None = None  # rows of earlier days are not ingested; null: the log's own first day
-    last_day: datetime.date | None = None
-    log: LogMapping | None = None
-    items: ItemMapping | None = None
-    users: UserMapping | None = None
-    ts_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"  # auto: Parquet's timestamps, and text as ISO 8601
-    duration_unit: Literal["ms", "s"] = "ms"  # of play times too
-    # auto: integers stay, other text is hashed, and NaN, null and none are no ids; text: all are hashed
-    ids: Literal["auto", "integer", "text"] = "auto"
-    separator: str = ","  # of CSV columns
-    list_separator: str = "|"  # of tags within one text
-
-    def __post_init__(self) -> None:
-        mapped = self.kind == "mapped"
-        require(not mapped or self.log is not None, "source.log", "is missing: kind mapped needs its files and columns")
-        for name in ("log", "items", "users"):
-            require(mapped or getattr(self, name) is None, f"source.{name}", "is read for kind mapped alone: remove it")
-        require(len(self.separator) == 1, "source.separator", "must be one character")
-        require(len(self.list_separator) == 1, "source.list_separator", "must be one character")
+from schemas.settings import check_bits, require, resource
+from schemas.source import SourceConfig
 
 
 @dataclass(frozen=True)
@@ -180,14 +73,25 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class SequencesConfig:
-    """Multi-scale features of a user (OneRec-V1, section 2.2): short-term and positive feedback."""
+    """Multi-scale features of a user (OneRec-V1, section 2.2): short-term and positive feedback.
+
+    With `watch_quantile` q an event gets the bit `watched_high` where it was played at least as long as a share q of all
+    users' plays of like duration on the `watch_days` days before; the bit can then be named wherever bits are.
+    """
 
     short_length: int = 20
     positive_length: int = 256
     engaged: tuple[str, ...] = ("click", "long_view", "like", "follow", "comment", "forward", "rated_high")
+    watch_quantile: float | None = None
+    watch_days: int = 7
+    watch_plays: int = 100  # fewer plays of the bucket on those days set no bit
 
     def __post_init__(self) -> None:
         check_bits("sequences.engaged", self.engaged)
+        share = self.watch_quantile is None or 0 < self.watch_quantile < 1
+        require(share, "sequences.watch_quantile", "must lie between 0 and 1, or be null")
+        require(self.watch_days >= 1, "sequences.watch_days", "must be at least 1")
+        require(self.watch_plays >= 1, "sequences.watch_plays", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -224,11 +128,31 @@ class OrganiseConfig:
 
 
 @dataclass(frozen=True)
+class SessionsConfig:
+    """The impressions of a request as a session (OneRec, section 3.2). The paper leaves open what counts as watched, from
+    which time in all, and whether a session of high quality bears one of the three marks or all of them."""
+
+    enabled: bool = resource(False)  # no model reads the table yet
+    watched_ms: int = 3_000  # of play, or the item's duration if that is shorter
+    watched: tuple[str, ...] = ("long_view",)  # bits that say so as well
+    min_watched: int = 5  # items
+    min_watch_ms: int = 60_000
+    interactions: tuple[str, ...] = ("like", "follow", "comment", "forward")
+    marks_needed: int = 1  # of watched items, watch time and interaction
+
+    def __post_init__(self) -> None:
+        check_bits("sessions.watched", self.watched)
+        check_bits("sessions.interactions", self.interactions)
+        require(1 <= self.marks_needed <= 3, "sessions.marks_needed", "must lie between 1 and 3")
+
+
+@dataclass(frozen=True)
 class RewardsConfig:
     """Duration-aware quantile (OneRec-V2, section 3.1.1). The papers leave beta and small buckets open."""
 
     bucket_base: float = 2.0
     epsilon: float = 1e-6
+    history_days: int = 90  # before the day, on which earlier plays of the user count
     min_bucket: int = 3  # fewer earlier plays of the user in the bucket fall back to the pools of `backoff`
     backoff: tuple[Literal["neighbours", "population"], ...] = ("neighbours", "population")
     population_days: int = 7  # before the day, whose plays of all users are the population
@@ -239,6 +163,8 @@ class RewardsConfig:
         check_bits("rewards.negative", self.negative)
         require(self.bucket_base > 1, "rewards.bucket_base", "must be above 1")
         require(self.population_days >= 1, "rewards.population_days", "must be at least 1")
+        covered = self.history_days >= self.population_days
+        require(covered, "rewards.history_days", "must be at least rewards.population_days")
 
 
 @dataclass(frozen=True)
@@ -448,6 +374,7 @@ class Config:
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     item_pairs: PairsConfig = field(default_factory=PairsConfig)
     organise: OrganiseConfig = field(default_factory=OrganiseConfig)
+    sessions: SessionsConfig = field(default_factory=SessionsConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
@@ -470,14 +397,3 @@ class Config:
         require(
             paired, "item_pairs.kinds", "lacks cooccurrence, which embed.sources `pairs` reads: add it, or drop that source"
         )
-
-
-def require(condition: bool, key: str, remedy: str) -> None:
-    """Raises ValueError, which the loader turns into a sentence with the file's name."""
-    if not condition:
-        raise ValueError(f"{key} {remedy}")
-
-
-def check_bits(key: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        require(name in BITS, key, f"names no feedback bit {name!r}; known: {', '.join(BITS)}")

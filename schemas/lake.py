@@ -1,7 +1,7 @@
 """The lake as its logs tell it: where tables and artifacts lie, their versions, identities and protocol.
 
-Reads only metadata, so that a plan, a status or a skip costs milliseconds and starts no engine. Rows are read and
-written by Spark (`jobs.tables`) and read by Ray (`pipelines.ray_tables`).
+Reads and makes only metadata, so that a plan, a status, a skip or a new table costs milliseconds and starts no engine.
+Rows are read and written by Spark (`jobs.tables`) and read by Ray (`pipelines.ray_tables`).
 
 A commit that replaces partitions carries `{"stage", "identities": {date: identity}}` as Delta userMetadata;
 commits without it (compaction, constraints) change no identity. Artifacts (checkpoints, codebooks, bundles) are
@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from deltalake import DeltaTable
+from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import DeltaError
 
 from schemas.config import Config
@@ -29,6 +31,11 @@ from schemas.tables import PARTITION, TABLES
 Identities = dict[datetime.date, str]
 
 FORMAT = 1  # of manifests
+PROPERTIES: dict[str, str | None] = {
+    "delta.enableDeletionVectors": "false",
+    "delta.logRetentionDuration": "interval 3650 days",  # identities live in the log
+    "delta.deletedFileRetentionDuration": "interval 90 days",  # longer than the life of a model that pins a version
+}
 
 # Reader features that Ray's path over Arrow data sets honours. Column mapping is the dangerous one:
 # it would read as all-null columns without an error.
@@ -81,9 +88,33 @@ class Lake:
             return any(log.glob("[0-9]*.json")) or any(log.glob("[0-9]*.checkpoint*.parquet"))
         return DeltaTable.is_deltatable(path)
 
-    def clear_unborn(self, table: str) -> None:
-        """Removes the log's folder of a table whose creation a kill broke off: Spark creates none beside other files."""
-        if "://" not in self.root and not self.exists(table):
+    def create(self, table: str) -> None:
+        """Creates the table from its contract where it is missing, without deletion vectors or column mapping, so that Ray
+        reads what Spark wrote. One that an earlier release wrote gets the columns that the contract has gained, null in
+        older rows. Constraints are a commit of their own, before any row: a kill between the two leaves none out."""
+        contract = TABLES[table]
+        if not self.exists(table):
+            self._clear_unborn(table)
+            DeltaTable.create(
+                self.path(table),
+                contract.schema,
+                partition_by=[PARTITION],
+                description=contract.meaning,
+                configuration=PROPERTIES,
+            )
+        delta = self.open(table)
+        there = {field.name for field in delta.schema().fields}
+        added = [field.with_nullable(True) for field in contract.schema if field.name not in there]
+        if added:
+            delta.alter.add_columns(DeltaSchema.from_arrow(pa.schema(added)).fields)
+        kept = delta.metadata().configuration
+        lacking = {name: check.sql for name, check in contract.checks.items() if f"delta.constraints.{name}" not in kept}
+        if lacking:
+            delta.alter.add_constraint(lacking)
+
+    def _clear_unborn(self, table: str) -> None:
+        """Removes the log's folder of a table whose creation a kill broke off: no engine creates one beside other files."""
+        if "://" not in self.root:
             shutil.rmtree(Path(self.path(table)) / "_delta_log", ignore_errors=True)
 
     def tables(self) -> list[str]:
@@ -113,11 +144,18 @@ class Lake:
 
     def rows_by_day(self, table: str, version: int | None = None) -> dict[datetime.date, int]:
         """Rows of each partition by the log's own statistics; reads no data."""
+        return self._by_day(table, version, "num_records")
+
+    def bytes_by_day(self, table: str, version: int | None = None) -> dict[datetime.date, int]:
+        """Bytes of each partition's files by the log; reads no data."""
+        return self._by_day(table, version, "size_bytes")
+
+    def _by_day(self, table: str, version: int | None, column: str) -> dict[datetime.date, int]:
         actions = self.open(table, version).get_add_actions(flatten=True)
         found: dict[datetime.date, int] = {}
-        days, counts = (actions.column(name).to_pylist() for name in (f"partition.{PARTITION}", "num_records"))
-        for day, rows in zip(days, counts, strict=True):
-            found[day] = found.get(day, 0) + (rows or 0)
+        days, sizes = (actions.column(name).to_pylist() for name in (f"partition.{PARTITION}", column))
+        for day, size in zip(days, sizes, strict=True):
+            found[day] = found.get(day, 0) + (size or 0)
         return found
 
     def artifact(self, stage: str, identity: str) -> Path:

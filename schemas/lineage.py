@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,11 +22,26 @@ from schemas.lake import Identities, Lake
 from schemas.loader import to_mapping
 
 # Which days of an input the partition of day D reads: D itself; all up to D; all before D; the days of the co-occurrence
-# window up to D; all up to the fit day; all up to D and the fit day besides (what is fitted, as D sees it); the days that
-# train; all up to the last of those; every day of the log.
+# window up to D; D and, where the configuration compares plays, days before it; those whose plays rewards of D recall; all
+# up to the fit day; all up to D and the fit day besides (what is fitted, as D sees it); the days that train; all up to the
+# last of those; every day of the log.
 # "artifact" is what a stage made for this configuration; "pinned" an identity that the run names: a model to start from
 # or to serve, empty where there is none.
-Span = Literal["same", "until", "before", "window", "fit", "fitted", "train", "trained", "all", "artifact", "pinned"]
+Span = Literal[
+    "same",
+    "until",
+    "before",
+    "window",
+    "watched",
+    "recalled",
+    "fit",
+    "fitted",
+    "train",
+    "trained",
+    "all",
+    "artifact",
+    "pinned",
+]
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ SEQUENCES = StageSpec(
     logic=1,
     settings=("sequences",),
     outputs={
-        "user_sequences": (Read("impressions", "same"), Read("items", "until")),
+        "user_sequences": (Read("impressions", "watched"), Read("items", "until")),
         "user_features": (Read("user_sequences", "until"), Read("users", "until")),
     },
     summary="events of each user and day; short-term and positive features as of its end",
@@ -116,11 +131,19 @@ ORGANISE = StageSpec(
     summary="impressions organised into examples, each target with the context strictly before its request",
     by_day=organised_otherwise,
 )
+SESSIONS = StageSpec(
+    "sessions",
+    logic=1,
+    settings=("sessions",),
+    outputs={"sessions": (Read("user_sequences", "same"),)},
+    switch="sessions",
+    summary="the impressions of a request as a session, and whether it is of high quality",
+)
 REWARDS = StageSpec(
     "rewards",
-    logic=2,
+    logic=3,
     settings=("rewards",),
-    outputs={"rewards": (Read("user_sequences", "until"),)},
+    outputs={"rewards": (Read("user_sequences", "recalled"),)},
     summary="duration-aware quantile of each play among earlier ones",
 )
 TRAIN = StageSpec(
@@ -204,7 +227,7 @@ RECOMMEND = StageSpec(
     summary="the champion's best items for every active user",
 )
 # In the order in which they run. `ingest` comes first and takes its identities from the checksums of the files.
-FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, LIFELONG, ORGANISE, REWARDS)
+FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, LIFELONG, ORGANISE, SESSIONS, REWARDS)
 STAGES: tuple[StageSpec, ...] = (*FEATURES, TRAIN, ALIGN, EVALUATE, REGISTER, RECOMMEND)
 
 
@@ -252,13 +275,14 @@ def plan(
     calendar: Calendar,
     force: bool = False,
     pinned: Mapping[str, str] | None = None,
-    only: datetime.date | None = None,
+    only: Collection[datetime.date] | None = None,
 ) -> StagePlan:
     """Compares what the stage should have written with what the lake's log says is there.
 
     `pinned` names artifacts by identity: those read by the span "pinned", and those that stand for what this
-    configuration would make. With `only`, a night's plan, every other day that is there counts as it is, so that a
-    late correction of an old day does not stop the night; the next plan without it finds that day stale.
+    configuration would make. With `only`, the plan of a night or of a backfill, every other day that is there counts as
+    it is, so that a late correction of an old day does not stop the night; the next plan without it finds that day
+    stale. What is fitted goes on without an overtaken day.
     """
     result = StagePlan(spec)
     pinned = pinned or {}
@@ -270,7 +294,9 @@ def plan(
             if read.source not in known:
                 fresh = result.expected.get(read.source)  # an earlier output of the same stage
                 known[read.source] = fresh if fresh is not None else _present(read, config, lake, calendar, pinned)
-        frozen = {} if only is None or spec.artifact else {d: i for d, i in lake.identities(output).items() if d != only}
+        frozen = (
+            {} if only is None or spec.artifact else {d: i for d, i in lake.identities(output).items() if d not in only}
+        )
         expected: Identities = {}
         for day in output_days(spec, calendar):
             parts = []
@@ -279,16 +305,33 @@ def plan(
             for read in reads:
                 days = input_days(read, day, calendar, config)
                 lacking = [d for d in days if d not in known[read.source]]
-                if lacking and (only in (None, day) or spec.artifact):
+                if lacking and only is not None and read.source in _fitted_tables():
+                    lacking = sorted(set(lacking) - overtaken(lacking, known[read.source], only))
+                if lacking and (only is None or day in only or spec.artifact):
                     result.missing.append(f"{read.source} has no partition {lacking[0]}")
                 parts.append((read.source, folds.setdefault(read, Fold()).of(known[read.source], days)))
             expected[day] = frozen.get(day) or digest(spec.name, output, spec.logic, settings, parts)
         present = _artifact_present(spec, lake, expected) if spec.artifact else lake.identities(output)
         result.expected[output] = expected
         stale = tuple(d for d, identity in expected.items() if force or present.get(d) != identity)
-        result.todo[output] = stale if only is None or spec.artifact else tuple(d for d in stale if d == only)
+        result.todo[output] = stale if only is None or spec.artifact else tuple(d for d in stale if d in only)
     result.inputs = {source: ids for source, ids in known.items() if source not in spec.outputs}
     return result
+
+
+def overtaken(
+    days: Iterable[datetime.date], present: Collection[datetime.date], making: Collection[datetime.date]
+) -> set[datetime.date]:
+    """Those of `days` that are not there although a later one is that this run does not make: they were ingested late.
+
+    A codebook takes new items in the order of the days, so such a day waits for the next one.
+    """
+    newest = max((d for d in present if d not in making), default=datetime.date.min)
+    return {d for d in days if d not in present and d not in making and d < newest}
+
+
+def _fitted_tables() -> set[str]:
+    return {table for spec in STAGES if spec.days == "fit_and_later" for table in spec.outputs}
 
 
 def input_days(read: Read, day: datetime.date, calendar: Calendar, config: Config) -> list[datetime.date]:
@@ -312,15 +355,21 @@ def span_days(span: Span, day: datetime.date, calendar: Calendar, config: Config
         return list(calendar.train)
     if span == "all" or (span == "window" and config.split.by == "user"):  # a user's role depends on all of their days
         return list(calendar.days)
-    ends = {"until": day, "window": day, "fit": calendar.fit_day, "trained": calendar.trained_until}
-    last = ends.get(span, day - datetime.timedelta(days=1))
-    first = day - datetime.timedelta(days=window_days(config)) if span == "window" else datetime.date.min
+    ends = {"until": day, "fit": calendar.fit_day, "trained": calendar.trained_until}
+    back = {"window": window_days(config), "watched": watch_days(config), "recalled": config.rewards.history_days}
+    last = day if span in back else ends.get(span, day - datetime.timedelta(days=1))
+    first = day - datetime.timedelta(days=back[span]) if span in back else datetime.date.min
     return [d for d in calendar.days if first <= d <= last]
 
 
 def window_days(config: Config) -> int:
     """Days before D that the co-occurrence window of D can reach."""
     return math.ceil(config.item_pairs.max_gap_hours / 24)
+
+
+def watch_days(config: Config) -> int:
+    """Days before D with whose plays those of D are compared for the bit `watched_high`."""
+    return config.sequences.watch_days if config.sequences.watch_quantile is not None else 0
 
 
 def output_days(spec: StageSpec, calendar: Calendar) -> tuple[datetime.date, ...]:

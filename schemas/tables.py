@@ -12,20 +12,32 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from schemas.checks import (
+    Check,
+    at_least,
+    elements_at_least,
+    one_longer,
+    parallel,
+    positive,
+    unknown_or_at_least,
+    unknown_or_positive,
+    unknown_or_share,
+)
+
 PARTITION = "date"
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the lake. `checks` maps a constraint's name to the SQL predicate that every row satisfies."""
+    """One table of the lake. `checks` maps a constraint's name to what every row satisfies."""
 
     name: str
     meaning: str
     schema: pa.Schema
     key: tuple[str, ...]
     written_by: str
-    checks: Mapping[str, str] = field(default_factory=dict)
+    checks: Mapping[str, Check] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -79,9 +91,9 @@ IMPRESSIONS = Table(
     key=("impression_id",),
     written_by="ingest",
     checks={
-        "duration_positive": "duration_ms IS NULL OR duration_ms > 0",
-        "play_not_negative": "play_ms IS NULL OR play_ms >= 0",
-        "ids_not_negative": "user_id >= 0 AND item_id >= 0",
+        "duration_positive": unknown_or_positive("duration_ms"),
+        "play_not_negative": unknown_or_at_least(0, "play_ms"),
+        "ids_not_negative": at_least(0, "user_id", "item_id"),
     },
 )
 
@@ -105,7 +117,7 @@ ITEMS = Table(
     ),
     key=("item_id", "date"),
     written_by="ingest",
-    checks={"item_not_negative": "item_id >= 0", "duration_positive": "duration_ms IS NULL OR duration_ms > 0"},
+    checks={"item_not_negative": at_least(0, "item_id"), "duration_positive": unknown_or_positive("duration_ms")},
 )
 
 USERS = Table(
@@ -121,12 +133,12 @@ USERS = Table(
     ),
     key=("user_id", "date"),
     written_by="ingest",
-    checks={"user_not_negative": "user_id >= 0"},
+    checks={"user_not_negative": at_least(0, "user_id")},
 )
 
 REJECTED_ROWS = Table(
     "rejected_rows",
-    "one refused input row; `date` is its day where it can be read, else the first day of the range",
+    "one refused input row; `date` is its day where it can be read, else the first day of its file, or of the log",
     pa.schema(
         [
             required("source_file", pa.string(), "file name below the source's folder"),
@@ -163,9 +175,7 @@ USER_SEQUENCES = Table(
     ),
     key=("user_id", "date"),
     written_by="sequences",
-    checks={
-        "arrays_parallel": "cardinality(item_ids) = cardinality(ts_us) AND cardinality(item_ids) = cardinality(feedback)"
-    },
+    checks={"arrays_parallel": parallel("item_ids", "ts_us", "feedback")},
 )
 
 USER_FEATURES = Table(
@@ -184,8 +194,8 @@ USER_FEATURES = Table(
     key=("user_id", "date"),
     written_by="sequences",
     checks={
-        "short_parallel": "cardinality(short_item_ids) = cardinality(short_ts_us)",
-        "positive_parallel": "cardinality(positive_item_ids) = cardinality(positive_ts_us)",
+        "short_parallel": parallel("short_item_ids", "short_ts_us"),
+        "positive_parallel": parallel("positive_item_ids", "positive_ts_us"),
     },
 )
 
@@ -203,7 +213,7 @@ ITEM_PAIRS = Table(
     ),
     key=("item_a", "item_b", "kind", "date"),
     written_by="item_pairs",
-    checks={"weight_positive": "weight > 0"},
+    checks={"weight_positive": positive("weight")},
 )
 
 ITEM_EMBEDDINGS = Table(
@@ -235,7 +245,7 @@ SEMANTIC_IDS = Table(
     ),
     key=("item_id", "codebook_version"),
     written_by="tokenize",
-    checks={"rank_not_negative": "rank >= 0"},
+    checks={"rank_not_negative": at_least(0, "rank")},
 )
 
 LIFELONG_SEQUENCES = Table(
@@ -259,8 +269,8 @@ LIFELONG_SEQUENCES = Table(
     key=("user_id", "date"),
     written_by="lifelong",
     checks={
-        "arrays_parallel": "cardinality(item_ids) = cardinality(ts_us) AND cardinality(item_ids) = cardinality(weights)",
-        "weights_positive": "array_min(weights) >= 1",
+        "arrays_parallel": parallel("item_ids", "ts_us", "weights"),
+        "weights_positive": elements_at_least(1, "weights"),
     },
 )
 
@@ -289,9 +299,39 @@ TRAINING_EXAMPLES = Table(
     key=("user_id", "slice_us"),
     written_by="organise",
     checks={
-        "requests_parallel": "cardinality(request_ids) = cardinality(history_end)",
-        "targets_parallel": "cardinality(target_start) = cardinality(request_ids) + 1",
-        "context_parallel": "cardinality(context_item_ids) = cardinality(context_ts_us)",
+        "requests_parallel": parallel("request_ids", "history_end"),
+        "targets_parallel": one_longer("target_start", "request_ids"),
+        "context_parallel": parallel("context_item_ids", "context_ts_us"),
+    },
+)
+
+SESSIONS = Table(
+    "sessions",
+    "the impressions of one request of a user and day, and whether the session is of high quality; its context is that of "
+    "the request in training_examples",
+    pa.schema(
+        [
+            USER,
+            DATE,
+            required("request_id", pa.int64(), "request"),
+            required("start_us", pa.int64(), "time of its first impression, UTC microseconds"),
+            int64s("impression_ids", "impressions in time order"),
+            int64s("item_ids", "their items"),
+            int64s("ts_us", "times, UTC microseconds, ascending"),
+            int64s("play_ms", "play times; -1 where unknown"),
+            int64s("duration_ms", "durations; -1 where unknown"),
+            required("feedback", pa.list_(pa.int32()), "feedback bits, see schemas.feedback"),
+            required("watched", pa.int32(), "items that were watched"),
+            required("watch_ms", pa.int64(), "sum of the known play times"),
+            required("interacted", pa.bool_(), "whether any item has a bit of `sessions.interactions`"),
+            required("high_quality", pa.bool_(), "whether `sessions.marks_needed` marks hold"),
+        ]
+    ),
+    key=("user_id", "date", "request_id"),
+    written_by="sessions",
+    checks={
+        "arrays_parallel": parallel("item_ids", "impression_ids", "ts_us", "feedback"),
+        "watched_not_negative": at_least(0, "watched", "watch_ms"),
     },
 )
 
@@ -311,7 +351,7 @@ REWARDS = Table(
     ),
     key=("impression_id",),
     written_by="rewards",
-    checks={"quantile_range": "quantile IS NULL OR (quantile >= 0 AND quantile <= 1)"},
+    checks={"quantile_range": unknown_or_share("quantile")},
 )
 
 RECOMMENDATIONS = Table(
@@ -339,7 +379,7 @@ DELETED_USERS = Table(
     pa.schema([USER, required("date", pa.date32(), "partition: the day of the deletion, UTC")]),
     key=("user_id",),
     written_by="forget",
-    checks={"user_not_negative": "user_id >= 0"},
+    checks={"user_not_negative": at_least(0, "user_id")},
 )
 
 TABLES: dict[str, Table] = {
@@ -356,6 +396,7 @@ TABLES: dict[str, Table] = {
         SEMANTIC_IDS,
         LIFELONG_SEQUENCES,
         TRAINING_EXAMPLES,
+        SESSIONS,
         REWARDS,
         RECOMMENDATIONS,
         DELETED_USERS,

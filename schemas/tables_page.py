@@ -23,7 +23,7 @@ def section(table: Table) -> str:
     lines += ["| column | type | null | meaning |", "|---|---|---|---|"]
     lines += [f"| {f.name} | {f.type} | {'yes' if f.nullable else 'no'} | {comment(f)} |" for f in table.schema]
     if table.checks:
-        lines += ["", "Constraints: " + "; ".join(f"`{predicate}`" for predicate in table.checks.values()) + "."]
+        lines += ["", "Constraints: " + "; ".join(f"`{check.sql}`" for check in table.checks.values()) + "."]
     return "\n".join(lines) + "\n"
 
 

@@ -197,6 +197,15 @@ WAITING = [
         str(NEXT),
         ingested=True,
     ),
+    Case(
+        "late days without a log",
+        "no file holds a day of the range",
+        nothing,
+        ("backfill", "--from", str(NEXT)),
+        EXIT_RETRY,
+        "holds no day",
+        ingested=True,
+    ),
     Case("second run", "another process holds the lake", busy, ("run",), EXIT_RETRY, "Another run", ingested=True),
 ]
 LAKES = [
@@ -217,6 +226,9 @@ ROWS = [
     Case("absurd durations", "-5, 10^12, inf and `soon`", with_values("play_ms", -5, 10**12, "inf", "soon")),
     Case("ids out of range", "-1 and 2^63 as user", with_values("user_id", -1, 2**63)),
     Case("absurd times", "the years 1800 and 9999", with_values("ts", "1800-01-01T00:00:00Z", "9999-01-01T00:00:00Z")),
+    Case(
+        "future times", "years ahead, by a broken clock", with_values("ts", "2090-01-01T00:00:00Z", "2099-12-31T23:59:59Z")
+    ),
     Case("times out of order", "the rows of a day shuffled", rewritten(shuffled)),
     Case("duplicated file", "a day's file under a second name", copied),
     Case("ports in use", f"{', '.join(map(str, DEFAULT_PORTS))}", ports_taken),

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from jobs import tables
 from schemas.config import Config
 from schemas.errors import EXIT_FAILED
 from schemas.lake import Lake
@@ -61,13 +60,14 @@ def test_without_java_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
     assert deployment.lake.tables() == []
 
 
-def test_a_table_whose_creation_was_broken_off_is_created(spark: Any, lake: Lake) -> None:
+def test_a_table_whose_creation_was_broken_off_is_created(lake: Lake) -> None:
     log = Path(lake.path("impressions")) / "_delta_log"
     log.mkdir(parents=True)
     (log / f".{0:020}.json.draft.tmp").write_text("{")
     assert not lake.exists("impressions")
-    tables.create(spark, lake, "impressions")
-    assert lake.version("impressions") == 0
+    lake.create("impressions")
+    assert lake.exists("impressions")
+    assert lake.open("impressions").metadata().configuration["delta.constraints.ids_not_negative"]
 
 
 def test_a_defect_keeps_its_traceback() -> None:

@@ -8,11 +8,12 @@ import struct
 from collections.abc import Callable
 from zoneinfo import ZoneInfo
 
-from schemas.config import LogColumns
+from schemas.source import LogColumns
 from tests.jobs.broken_rows import EPOCH, Choice, Column, Format
 
 ZONE = "Asia/Shanghai"
 FIRST = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+LATEST = FIRST + datetime.timedelta(days=2, hours=18)  # later times, of which the rows have some hours, lie in the future
 OWN = LogColumns(
     user_id="uid",
     item_id="sku",
@@ -103,7 +104,8 @@ def own_time(rng: random.Random) -> Choice:
     when = FIRST + datetime.timedelta(seconds=rng.randrange(3 * 86_400), microseconds=fraction)
     if rng.random() < 0.01:
         edges = (EPOCH + datetime.timedelta(days=1), datetime.datetime(2100, 12, 31, 23, 59, 59, 999_999, datetime.UTC))
-        when = rng.choice((*edges, datetime.datetime(2099, 7, 1, tzinfo=datetime.UTC)))
+        edges += (LATEST, LATEST + datetime.timedelta(microseconds=1), datetime.datetime(2036, 7, 1, tzinfo=datetime.UTC))
+        when = rng.choice(edges)
     form, sign = rng.randrange(8), rng.choice("T ")
     if form == 0:
         when = datetime.datetime(2026, 1, rng.choice((2, 3)), tzinfo=ZoneInfo(ZONE))
@@ -130,10 +132,22 @@ BAD_TIMES = (
         "1970-01-01",
         "1800-01-01",
         "0001-01-01T00:00:00Z",
+        "0026-01-02",
         "2101-01-01T00:00:00Z",
     ),
     *bad("is out of range", "9999-12-31T23:59:59Z", "2300-01-01 00:00:00"),
-    *bad(NOT_ISO, "yesterday", "12:30:00", "2026-02-30", "2026-01-02T25:00:00", "2026-01-02T23:59:60", "2026-1-2", "now"),
+    *bad(
+        NOT_ISO,
+        "yesterday",
+        "12:30:00",
+        "26-01-02",
+        "0",
+        "2026-02-30",
+        "2026-01-02T25:00:00",
+        "2026-01-02T23:59:60",
+        "2026-1-2",
+        "now",
+    ),
     *bad(NOT_ISO, "1767225600", "1000000000000000000", "-1", "NaN", "10000-01-01", "01/02/2026", "2026-01-02 10:00:00 PST"),
     *bad(NOT_ISO, "2026-01-02 10:00:00 America/New_York", "2026-01-02T10:00:00+1:00", "2026-01-02 10:00:00 GMT"),
     *bad(NOT_ISO, "2026-01-02T10:00:00UTC+1", "2026-01-02T10:00:00+01:00:30", "2026-01-02Tnoon"),
@@ -181,4 +195,6 @@ OWN_CSV = Format(
         Column("unknown", "", of(*((text, None) for text in TEXTS))),
     ),
     ZONE,
+    now=LATEST - datetime.timedelta(days=1),
+    future_days=1,
 )

@@ -6,13 +6,15 @@ import datetime
 import random
 from collections.abc import Sequence
 
-from tests.jobs.broken_formats import BAD_INTEGERS, FIRST, TEXTS, bad, micros, of
+from tests.jobs.broken_formats import BAD_INTEGERS, FIRST, LATEST, TEXTS, bad, micros, of
 from tests.jobs.broken_rows import Choice, Column, Format
 
 
 def kuairand_time(rng: random.Random) -> Choice:
     ms = micros(FIRST) // 1000 + rng.randrange(3 * 86_400_000)
-    ms = rng.choice((86_400_000, 4_133_980_799_999, 4_102_444_800_000)) if rng.random() < 0.02 else ms
+    latest = micros(LATEST) // 1000
+    edges = (86_400_000, 4_133_980_799_999, 4_102_444_800_000, latest, latest + 1)
+    ms = rng.choice(edges) if rng.random() < 0.02 else ms
     return rng.choice((str(ms), str(ms), f" {ms}", f"+{ms}")), ms * 1000
 
 
@@ -54,5 +56,7 @@ KUAIRAND = Format(
         Column("tab", "scene", of(*((text, text) for text in TEXTS), ("", None))),
     ),
     "UTC",
+    now=LATEST - datetime.timedelta(days=2),
+    future_days=2,
     last=datetime.date(2026, 1, 3),
 )

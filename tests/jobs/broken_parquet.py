@@ -9,14 +9,15 @@ from functools import cache
 
 import pyarrow as pa
 
-from tests.jobs.broken_formats import BAD_NUMERALS, FIRST, NUMERALS, TEXTS, ZONE, as_text, bad, f32, micros, of
+from tests.jobs.broken_formats import BAD_NUMERALS, FIRST, LATEST, NUMERALS, TEXTS, ZONE, as_text, bad, f32, micros, of
 from tests.jobs.broken_rows import Choice, Column, Format
 
 
 def _naive_ns(rng: random.Random) -> Choice:
     """Nanoseconds without a zone: the source's own."""
-    second = rng.randrange(3 * 86_400)
-    local = micros(FIRST) + second * 1_000_000 + 5
+    local = micros(FIRST) + rng.randrange(3 * 86_400) * 1_000_000 + 5
+    if rng.random() < 0.02:
+        local = micros(LATEST) + 8 * 3_600_000_000 + rng.randrange(2)
     return local * 1000 + 789, local - 8 * 3_600_000_000
 
 
@@ -72,6 +73,8 @@ OWN_PARQUET = Format(
         ),
     ),
     ZONE,
+    now=LATEST - datetime.timedelta(days=1),
+    future_days=1,
 )
 
 

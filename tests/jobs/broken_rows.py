@@ -47,14 +47,29 @@ class Made:
 
 @dataclass(frozen=True)
 class Format:
-    """A source's own columns; the days of its times are those of `zone`, and those after `last` are not ingested."""
+    """A source's own columns; the days of its times are those of `zone`, and those after `last` are not ingested. It is
+    read at `now`, and a time more than `future_days` later is that of a broken clock."""
 
     columns: tuple[Column, ...]
     zone: str
+    now: datetime.datetime
+    future_days: int
     last: datetime.date = datetime.date.max
 
     def day(self, time_us: int) -> datetime.date:
         return (EPOCH + datetime.timedelta(microseconds=time_us)).astimezone(ZoneInfo(self.zone)).date()
+
+    def judged(self, row: Made) -> tuple[datetime.date | None, bool, frozenset[str]]:
+        """The row's day, whether it lies after `last`, and the reasons: the future is asked of a row with no other fault,
+        and what lies there has no day."""
+        if row.time_us is None:
+            return None, False, row.reasons
+        date, latest = self.day(row.time_us), self.now + datetime.timedelta(days=self.future_days)
+        if date > self.last and row.shaped:
+            return date, True, row.reasons
+        if row.reasons or row.time_us <= (latest - EPOCH) // datetime.timedelta(microseconds=1):
+            return date, False, row.reasons
+        return None, False, frozenset(f"{column.name} is in the future" for column in self.columns if column.target == "ts")
 
     def row(self, rng: random.Random) -> tuple[dict[str, Choice], frozenset[str]]:
         """Cells by column, of which up to two are broken, and the reasons."""
@@ -144,16 +159,15 @@ def expected(files: Mapping[str, tuple[Format, Sequence[Made]]]) -> Expected:
     seen: set[tuple] = set()
     for name in sorted(files):
         form, rows = files[name]
-        dates = [None if row.time_us is None else form.day(row.time_us) for row in rows]
-        late = [date is not None and date > form.last and row.shaped for row, date in zip(rows, dates, strict=True)]
-        days = {d for row, d, out in zip(rows, dates, late, strict=True) if d and not row.reasons and not out}
-        for number, (row, date, out) in enumerate(zip(rows, dates, late, strict=True), start=1):
-            fate = LEFT_OUT if out else "rejected" if row.reasons else "usable"
+        judged = [form.judged(row) for row in rows]
+        days = {date for date, out, reasons in judged if date and not reasons and not out}
+        for number, (row, (date, out, reasons)) in enumerate(zip(rows, judged, strict=True), start=1):
+            fate = LEFT_OUT if out else "rejected" if reasons else "usable"
             found.files[name].update(("read", fate))
             if fate == "rejected":  # a row of no day of its file is dated the first; a broken line may tell its day or not
                 own = {date} & days if date else set()
                 dated = own or {min(days)} if row.shaped else own | {min(days)}
-                found.rejected[name, number] = (row.reasons, row.line, dated)
+                found.rejected[name, number] = (reasons, row.line, dated)
             elif fate == "usable":
                 _judge(found, seen, (name, number), row, date)
     return found

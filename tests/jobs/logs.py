@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
+from jobs.arrow_files import ArrowRows
 from schemas.config import Config
 from schemas.feedback import BITS, FLAGS, RATED_HIGH, mask_of
 from schemas.tables import TABLES
@@ -150,9 +151,9 @@ def table_frame(spark: SparkSession, name: str, rows: list[Row]) -> DataFrame:
     return spark.createDataFrame(pa.Table.from_pylist([{n: r.get(n) for n in schema.names} for r in rows], schema))
 
 
-def collected(rows: DataFrame, name: str) -> list[Row]:
+def collected(rows: DataFrame | ArrowRows, name: str) -> list[Row]:
     """The rows as plain data in the order of the table's key."""
-    table = TABLES[name]
+    table, rows = TABLES[name], rows.frame() if isinstance(rows, ArrowRows) else rows
     assert set(rows.columns) == set(table.columns)
     return by_key(rows.select(*table.columns).toArrow().to_pylist(), name)
 
@@ -321,13 +322,14 @@ def reference_rewards(events: list[Event], config: Config) -> list[Row]:
         return math.floor(math.log(event.duration_ms / 1000 + settings.epsilon, settings.bucket_base))
 
     def play_bin(event: Event) -> int:
-        return math.floor(event.play_ms * 100 / (settings.bucket_base ** (bucket(event) + 1) * 1000))
+        return min(1000, math.floor(event.play_ms * 100 / (settings.bucket_base ** (bucket(event) + 1) * 1000)))
 
     known = [event for event in events if event.play_ms is not None and event.duration_ms is not None]
 
     def pools(event: Event) -> Iterator[tuple[str, int, list[bool]]]:
         """Name, least size, and for each play of the pool whether it is no longer."""
         own = [e for e in known if e.user_id == event.user_id and e.ts_us < event.ts_us]
+        own = [e for e in own if (event.date - e.date).days <= settings.history_days]
         beside = [e for e in own if abs(bucket(e) - bucket(event)) <= 1]
         yield "own", settings.min_bucket, [e.play_ms <= event.play_ms for e in beside if bucket(e) == bucket(event)]
         if "neighbours" in settings.backoff:

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.config import (
-    Config,
+from schemas.config import Config
+from schemas.source import (
     ItemColumns,
     ItemMapping,
     LogColumns,

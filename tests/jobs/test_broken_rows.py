@@ -8,7 +8,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import pytest
 
 from jobs.ingest import ingest
 from jobs.ingest_plan import IngestReport, remember
-from schemas.config import Config, LogMapping, SourceConfig
+from schemas.config import Config
 from schemas.lake import Lake
+from schemas.source import LogMapping, SourceConfig
 from tests.jobs import broken_formats as formats
 from tests.jobs import raw_logs
 from tests.jobs.broken_kuairand import KUAIRAND
@@ -75,13 +76,14 @@ def parquet_file(folder: Path, name: str, rng: random.Random, rows: int) -> File
     return {name: (form, made)}
 
 
-def ingested(spark, folder: Path, source: SourceConfig, files: Files) -> Case:
-    """In splits so small that row numbers span many of them."""
+def ingested(spark, folder: Path, source: SourceConfig, files: Files, form: Format) -> Case:
+    """At the moment of the format, in splits so small that row numbers span many of them."""
     before = spark.conf.get(SPLITS)
     spark.conf.set(SPLITS, "100000")
     try:
         lake = Lake(str(folder / "lake"))
-        return Case(lake, ingest(spark, lake, Config(source=source)), expected(files))
+        source = replace(source, future_days=form.future_days)
+        return Case(lake, ingest(spark, lake, Config(source=source), now=form.now), expected(files))
     finally:
         spark.conf.set(SPLITS, before)
 
@@ -91,7 +93,7 @@ def own(spark, tmp_path_factory) -> Case:
     folder, rng = tmp_path_factory.mktemp("own"), random.Random(2026)
     files = text_files(formats.OWN_CSV, folder, "events", rng, 1_700) | parquet_file(folder, "events_5.parquet", rng, 700)
     source = SourceConfig(kind="mapped", path=str(folder), time_zone=formats.ZONE, log=LogMapping(formats.OWN, "events*"))
-    return ingested(spark, folder, source, files)
+    return ingested(spark, folder, source, files, formats.OWN_CSV)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def kuairand(spark, tmp_path_factory) -> Case:
     folder, rng = tmp_path_factory.mktemp("kuairand"), random.Random(7)
     files = text_files(KUAIRAND, folder, "log", rng, 900)
     raw_logs.write_catalogue(folder, [], [])
-    return ingested(spark, folder, SourceConfig(path=str(folder), last_day=KUAIRAND.last), files)
+    return ingested(spark, folder, SourceConfig(path=str(folder), last_day=KUAIRAND.last), files, KUAIRAND)
 
 
 @pytest.fixture(params=["own", "kuairand"])
@@ -169,4 +171,5 @@ def test_the_rows_hold_every_kind_of_breakage(own, kuairand):
     for case in (own, kuairand):
         assert case.report.rows["rejected"] > case.report.rows["read"] / 3 and case.expected.conflicts > 20
         assert case.report.rows["duplicates"] > 50 and len(case.report.reasons) > 15
+    assert own.report.reasons["at is in the future"] > 100 and kuairand.report.reasons["time_ms is in the future"] > 50
     assert kuairand.report.rows["outside_range"] > 5

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.features import by_duckdb, by_polars
 from benchmarks.features.inputs import OUTPUTS, Inputs, rules_of
 from benchmarks.features.same_rows import DifferentRows, compare, digest, files_below
-from jobs.organisers import newest_only
+from jobs.organisers import organised
 from jobs.rewards import quantiles
 from jobs.sequences import features_of, sequences_of
 from schemas.config import Config, RewardsConfig, SequencesConfig
@@ -41,11 +41,12 @@ def made(spark, request, tmp_path_factory):
     }
     for name, frame in frames.items():
         write(frame, folder, name)
-    sequences = sequences_of(frames["impressions"], frames["items"], config.source.rating_threshold).cache()
+    sequences = sequences_of(frames["impressions"], frames["items"], config.source.rating_threshold, logs.days_from(5))
+    sequences = sequences.frame().cache()
     write(sequences, folder, "user_sequences")
-    write(features_of(sequences, None, frames["users"], config.sequences), folder, "user_features")
-    write(newest_only(sequences, None, frames["users"], config), folder, "training_examples")
-    write(quantiles(sequences, None, None, config.rewards), folder, "rewards")
+    write(features_of(sequences, None, frames["users"], config.sequences).frame(), folder, "user_features")
+    write(organised("newest_only", sequences, None, frames["users"], config).frame(), folder, "training_examples")
+    write(quantiles(sequences, None, None, config.rewards).frame(), folder, "rewards")
     return folder, config, Inputs({name: files_below(folder, name) for name in frames}, logs.days_from(5))
 
 

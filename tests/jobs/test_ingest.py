@@ -15,9 +15,10 @@ from jobs import tables
 from jobs.ingest import ingest
 from jobs.ingest_plan import OUTPUTS, done
 from jobs.log_rows import with_ids
-from schemas.config import Config, SourceConfig
+from schemas.config import Config
 from schemas.errors import ConfigError, ContractViolation, MissingUpstream
 from schemas.lake import Lake
+from schemas.source import SourceConfig
 from tests.jobs import raw_logs as raw
 
 DAY = datetime.timedelta(days=1)
@@ -211,6 +212,51 @@ def test_nights_one_by_one_equal_one_pass_and_a_correction_moves_its_day_alone(s
         changed = {day for day in before if before[day] != after[day]}
         assert changed == {DAYS[2]} if name in ("impressions", "rejected_rows") else changed <= {DAYS[2]}
     assert impressions(spark, nightly.lake) == nightly.expected().kept
+
+    nightly.lines["log_1.csv"].pop(0)
+    nightly.write()
+    ingest(spark, nightly.lake, nightly.config, days=DAYS[2:])
+    assert done(nightly.lake, nightly.config, DAYS[2:]) is not None
+    assert done(nightly.lake, nightly.config) is None  # a pass over another day leaves the corrected one stale
+
+
+def test_a_time_in_the_future_makes_no_day_and_stays_refused_until_forced(spark, lake, tmp_path):
+    """A file with the edges of the rule, one that holds the future alone, and a late one, for which the first is read again
+    when all of its times have come."""
+    now = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
+    then, latest, config = now + 3653 * DAY, now + DAY, config_of(tmp_path)
+    lines = [line_at(when) for when in (now - DAY, now, latest, latest + datetime.timedelta(milliseconds=1), then)]
+    raw.write_catalogue(tmp_path, USERS, VIDEOS)
+    raw.write(tmp_path / "log_b.csv", raw.COLUMNS, [line_at(then)])
+    with pytest.raises(ContractViolation, match=r"time_ms is in the future\); check this machine's clock"):
+        ingest(spark, lake, config, now=now)
+    raw.write(tmp_path / "log_a.csv", raw.COLUMNS, lines)
+    refused = {("log_a.csv", 4): lines[3], ("log_a.csv", 5): lines[4], ("log_b.csv", 1): lines[4]}
+    expected = {place: ("time_ms is in the future", line, DAYS[0]) for place, line in refused.items()}
+
+    report = ingest(spark, lake, config, now=now)
+    assert report.days == tuple(DAYS) and report.reasons == {"time_ms is in the future": 3}
+    assert report.rows == {"read": 6, "kept": 3, "duplicates": 0, "rejected": 3, "outside_range": 0}
+    assert rejected(spark, lake) == expected
+
+    raw.write(tmp_path / "log_c.csv", raw.COLUMNS, [line_at(now - DAY - datetime.timedelta(hours=1))])
+    report = ingest(spark, lake, config, now=then)
+    assert report.rows == {"read": 7, "kept": 4, "duplicates": 0, "rejected": 3, "outside_range": 0}
+    assert rejected(spark, lake) == expected and report.days == tuple(DAYS)
+
+    report = ingest(spark, lake, config, force=True, now=then)
+    assert report.rows == {"read": 7, "kept": 6, "duplicates": 1, "rejected": 0, "outside_range": 0}
+    assert report.days == (*DAYS, then.date()) and rejected(spark, lake) == {} and done(lake, config) == report
+    versions = {name: lake.version(name) for name in OUTPUTS}
+    # By other settings too the moment of the first reading counts, and the same rows leave nothing stale.
+    assert ingest(spark, lake, config_of(tmp_path, future_days=0), now=now) == report
+    assert {name: lake.version(name) for name in OUTPUTS} == versions
+
+
+def line_at(when: datetime.datetime) -> str:
+    cells = raw.row(random.Random(0), 0)
+    cells[raw.NAMES.index("time_ms")] = str(round(when.timestamp() * 1000))
+    return ",".join(cells)
 
 
 def test_one_day_writes_no_other_and_a_changed_snapshot_holds_from_its_night(spark, tmp_path):

@@ -15,9 +15,10 @@ from pyspark.sql import functions as F
 from jobs import tables
 from jobs.ingest import ingest
 from jobs.ingest_plan import OUTPUTS, IngestReport, done
-from schemas.config import Config, LogColumns, LogMapping, SourceConfig
+from schemas.config import Config
 from schemas.errors import ConfigError, ContractViolation
 from schemas.lake import Lake
+from schemas.source import LogColumns, LogMapping, SourceConfig
 from tests.jobs import own_data as own
 
 UTC = datetime.UTC
@@ -135,7 +136,9 @@ def test_two_ids_that_meet_are_refused(spark, made, tmp_path):
 def test_numbers_with_a_unit_and_ids_by_choice(spark, lake, tmp_path):
     """Seconds as numbers in one file of each format; integers alone are ids, and floats that are whole."""
     columns = LogColumns(user_id="u", item_id="i", ts="t", play_ms="p")
-    (tmp_path / "log.tsv").write_text("u\ti\tt\tp\n1\t2\t1767225600.5\t1.5\nx\t2\t1767225600\t\n01\t2\t1767225600\t\n")
+    (tmp_path / "log.tsv").write_text(
+        "u\ti\tt\tp\n1\t2\t1767225600.5\t1.5\n1\t4\t4133980799.999\t\nx\t2\t1767225600\t\n01\t2\t1767225600\t\n"
+    )
     table = pa.table({"u": [1.0, 1.5], "i": pa.array([3, 3], pa.uint8()), "t": [1767225600, 1767225601], "p": [2, 700_000]})
     pq.write_table(table, tmp_path / "log.parquet")
     source = SourceConfig(
@@ -145,6 +148,7 @@ def test_numbers_with_a_unit_and_ids_by_choice(spark, lake, tmp_path):
         ts_unit="s",
         duration_unit="s",
         ids="integer",
+        future_days=None,
         separator="\t",
     )
     report = ingest(spark, lake, Config(source=source))
@@ -152,5 +156,6 @@ def test_numbers_with_a_unit_and_ids_by_choice(spark, lake, tmp_path):
     assert {(r.user_id, r.item_id, r.ms, r.play_ms) for r in rows} == {
         (1, 2, 1767225600500, 1500),
         (1, 3, 1767225600000, 2000),
+        (1, 4, 4133980799999, None),  # the last moment of all, as far as clocks are not asked
     }
     assert report.reasons == {"u is not an integer": 3}

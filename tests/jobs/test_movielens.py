@@ -6,10 +6,19 @@ import datetime
 
 from jobs import tables
 from jobs.ingest import ingest
-from schemas.config import Config, SourceConfig
+from schemas.config import Config
 from schemas.feedback import FLAGS
+from schemas.source import SourceConfig
 
-RATINGS = ["1,10,4.5,1260759144", "1,11,0.5,1260759144", "2,10,3.0,851866703", "2,11,x,851866703", "2,99,3.0,1"]
+RATINGS = [
+    "1,10,4.5,1260759144",
+    "1,11,0.5,1260759144",
+    "2,10,3.0,851866703",
+    "2,11,x,851866703",
+    "2,99,3.0,1",
+    "2,12,3.0,1575158400",
+]
+NOW = datetime.datetime(2019, 11, 29, 23, 59, tzinfo=datetime.UTC)
 MOVIES = [
     '10,"""Great"" Cats, The (1998)",Comedy|Musical',
     "11,Nothing (2001),(no genres listed)",
@@ -25,9 +34,9 @@ def test_ratings_films_and_tags(spark, lake, tmp_path):
         ("tags.csv", "userId,movieId,tag,timestamp", TAGS),
     ):
         (tmp_path / name).write_text("\n".join([header, *lines]) + "\n")
-    report = ingest(spark, lake, Config(source=SourceConfig(kind="movielens", path=str(tmp_path))))
+    report = ingest(spark, lake, Config(source=SourceConfig(kind="movielens", path=str(tmp_path))), now=NOW)
     assert report.days == (datetime.date(1996, 12, 29), datetime.date(2009, 12, 14))
-    assert report.rows == {"read": 5, "kept": 3, "duplicates": 0, "rejected": 2, "outside_range": 0}
+    assert report.rows == {"read": 6, "kept": 3, "duplicates": 0, "rejected": 3, "outside_range": 0}
 
     rows = tables.read(spark, lake, "impressions").collect()
     assert {(r.user_id, r.item_id, r.rating) for r in rows} == {(1, 10, 4.5), (1, 11, 0.5), (2, 10, 3.0)}
@@ -48,5 +57,6 @@ def test_ratings_films_and_tags(spark, lake, tmp_path):
     assert refused == {
         ("ratings.csv", 4): "rating is not a number",
         ("ratings.csv", 5): "timestamp is out of range",
+        ("ratings.csv", 6): "timestamp is in the future",
         ("tags.csv", 4): "movieId is not an integer",
     }

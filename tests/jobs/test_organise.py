@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from pyspark.sql import functions as F
 
-from jobs.organisers import newest_only
-from jobs.timelines import EVENTS_A_BLOCK, newest_rows
+from jobs.organisers import organised as organise_rows
+from jobs.timelines import newest_rows
 from schemas.config import Config, SequencesConfig
 from tests.jobs import logs
 
@@ -26,14 +26,14 @@ def log(spark, request):
 
 def organised(spark, config, events, items, users) -> list[logs.Row]:
     sequences = logs.table_frame(spark, "user_sequences", logs.reference_sequences(events, items, config))
-    rows = newest_only(sequences, None, logs.table_frame(spark, "users", users), config)
+    rows = organise_rows("newest_only", sequences, None, logs.table_frame(spark, "users", users), config)
     return logs.collected(rows, "training_examples")
 
 
 def test_examples_equal_brute_force_and_see_nothing_ahead(spark, log):
     config, events, items, users, sequences = log
     rows = logs.collected(
-        newest_only(sequences, None, logs.table_frame(spark, "users", users), config), "training_examples"
+        organise_rows("newest_only", sequences, None, logs.table_frame(spark, "users", users), config), "training_examples"
     )
     assert rows == logs.reference_examples(events, items, users, config)
     for row in rows:
@@ -49,7 +49,9 @@ def test_a_day_continued_from_user_features_gives_the_rows_of_a_full_build(spark
     features = [row for row in logs.reference_features(events, items, users, config) if row["date"] < start]
     day = sequences.where(F.col("date") >= start)
     base = newest_rows(logs.table_frame(spark, "user_features", features), day)
-    rows = logs.collected(newest_only(day, base, logs.table_frame(spark, "users", users), config), "training_examples")
+    rows = logs.collected(
+        organise_rows("newest_only", day, base, logs.table_frame(spark, "users", users), config), "training_examples"
+    )
     assert rows == [row for row in logs.reference_examples(events, items, users, config) if row["date"] >= start]
 
 
@@ -69,10 +71,10 @@ def absent_on(users: list[logs.Row], day) -> list[logs.Row]:
 
 
 def test_long_histories_are_cut_right_at_every_length(spark):
-    """Users of some 1,000 events, several blocks of a timeline."""
+    """Users of more than 1,000 events, of which a context holds a small part."""
     config = Config()
     events = logs.random_log(14, users=2, days=3, requests=400)
-    assert max(map(len, logs.grouped(events, "user_id").values())) > 3 * EVENTS_A_BLOCK
+    assert max(map(len, logs.grouped(events, "user_id").values())) > 1_000
     assert organised(spark, config, events, [], []) == logs.reference_examples(events, [], [], config)
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from pyspark.sql import functions as F
 
-from jobs.organisers import newest_only
+from jobs.organisers import organised
 from jobs.timelines import newest_rows
 from schemas.config import Config, OrganiseConfig, SequencesConfig
 from tests.jobs import logs
@@ -28,7 +28,7 @@ def log(spark, request):
 
 def test_slices_equal_brute_force_and_each_target_sees_what_its_request_may(spark, log):
     config, events, items, users, sequences = log
-    found = newest_only(sequences, None, logs.table_frame(spark, "users", users), config)
+    found = organised("newest_only", sequences, None, logs.table_frame(spark, "users", users), config)
     rows = logs.collected(found, "training_examples")
     assert rows == logs.reference_examples(events, items, users, config)
     assert Counter(i for row in rows for i in row["target_impression_ids"]) == Counter(e.impression_id for e in events)
@@ -49,7 +49,9 @@ def test_a_day_continued_from_user_features_gives_the_rows_of_a_full_build(spark
     features = [row for row in logs.reference_features(events, items, users, config) if row["date"] < start]
     day = sequences.where(F.col("date") >= start)
     base = newest_rows(logs.table_frame(spark, "user_features", features), day)
-    rows = logs.collected(newest_only(day, base, logs.table_frame(spark, "users", users), config), "training_examples")
+    rows = logs.collected(
+        organised("newest_only", day, base, logs.table_frame(spark, "users", users), config), "training_examples"
+    )
     assert rows == [row for row in logs.reference_examples(events, items, users, config) if row["date"] >= start]
 
 
@@ -65,5 +67,5 @@ def test_no_slice_crosses_the_day_of_the_partition(spark):
     users = logs.table_frame(spark, "users", [])
     for name, expected in (("hour", [[5, 6], [6, 7], [8]]), ("day", [[5, 6], [6, 7, 8]])):
         own = dataclasses.replace(config, organise=OrganiseConfig(slice=name))
-        found = newest_only(logs.table_frame(spark, "user_sequences", rows), None, users, own)
+        found = organised("newest_only", logs.table_frame(spark, "user_sequences", rows), None, users, own)
         assert [row["request_ids"] for row in logs.collected(found, "training_examples")] == expected

@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 
 from jobs import organise
-from jobs.organisers import REPEATED, naive, user_centric
+from jobs.organisers import REPEATED
+from jobs.organisers import organised as organise_rows
 from jobs.tables import read, replace_days
 from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config, OrganiseConfig, SequencesConfig, SplitConfig
@@ -31,10 +32,12 @@ def events() -> list[logs.Event]:
     return logs.random_log(SEED, users=15)
 
 
-def organised(spark, organiser, config: Config, events: list[logs.Event]) -> list[logs.Row]:
+def organised(spark, organiser: str, config: Config, events: list[logs.Event]) -> list[logs.Row]:
     items, users = logs.random_catalogue(SEED), logs.random_users(SEED)
     sequences = logs.table_frame(spark, "user_sequences", logs.reference_sequences(events, items, config))
-    return logs.collected(organiser(sequences, None, logs.table_frame(spark, "users", users), config), "training_examples")
+    return logs.collected(
+        organise_rows(organiser, sequences, None, logs.table_frame(spark, "users", users), config), "training_examples"
+    )
 
 
 def reference_naive(events: list[logs.Event]) -> list[logs.Row]:
@@ -82,7 +85,7 @@ def reference_by_user(events: list[logs.Event], cap: int) -> list[logs.Row]:
 
 
 def test_naive_equals_brute_force(spark, events):
-    rows = organised(spark, naive, NAIVE, events)
+    rows = organised(spark, "naive", NAIVE, events)
     assert rows == reference_naive(events)
     assert len({(row["user_id"], row["slice_us"]) for row in rows}) == len(rows) == len(events)
     assert any(max(Counter(row["context_ts_us"]).values(), default=0) > 1 for row in rows)  # ties within a context
@@ -91,14 +94,14 @@ def test_naive_equals_brute_force(spark, events):
 @pytest.mark.parametrize("cap", [7, 1024])
 def test_user_centric_equals_brute_force_and_trains_each_impression_once(spark, events, cap):
     config = replace(BY_USER, organise=replace(BY_USER.organise, user_events=cap))
-    rows = organised(spark, user_centric, config, events)
+    rows = organised(spark, "user_centric", config, events)
     assert rows == reference_by_user(events, cap)
     assert Counter(i for row in rows for i in row["target_impression_ids"]) == Counter(e.impression_id for e in events)
     assert len({(row["user_id"], row["slice_us"]) for row in rows}) == len(rows)
     assert cap < 1024 or len(rows) == len({e.user_id for e in events})
 
 
-@pytest.mark.parametrize(("organiser", "config"), [(naive, NAIVE), (user_centric, BY_USER)])
+@pytest.mark.parametrize(("organiser", "config"), [("naive", NAIVE), ("user_centric", BY_USER)])
 def test_no_target_sees_its_users_own_future(spark, events, organiser, config):
     """What happens after a time changes nothing that a target up to it may see."""
     day = DAYS[2]
@@ -130,7 +133,7 @@ def test_figure_3_naive_repeats_a_transition_and_user_centric_learns_one_too_ear
     a, b, c = 1, 2, 3
     start, events = logs.figure_3(a, b, c)
     trained = []  # (user, time of the example, A, B, time of B) in the order of the table
-    for organiser, config in ((naive, Config()), (user_centric, Config())):
+    for organiser, config in (("naive", Config()), ("user_centric", Config())):
         rows = sorted(organised(spark, organiser, config, events), key=lambda row: (row["slice_us"], row["user_id"]))
         trained.append([transition for row in rows for transition in transitions(row, start)])
     assert trained[0] == [(1, 2, a, b, 2), (2, 3, b, c, 3), (1, 4, a, b, 2), (1, 4, b, c, 4)]  # A -> B again at t4

@@ -12,9 +12,9 @@ from schemas.config import Config, RewardsConfig
 from tests.jobs import logs
 
 CONFIGS = (
-    Config(rewards=RewardsConfig(min_bucket=4, population_days=2, min_population=60)),
+    Config(rewards=RewardsConfig(min_bucket=4, history_days=2, population_days=2, min_population=60)),
     Config(rewards=RewardsConfig(bucket_base=10.0, min_bucket=1, backoff=(), negative=("hate", "follow"))),
-    Config(rewards=RewardsConfig(bucket_base=1.5, min_bucket=0, backoff=("neighbours",))),
+    Config(rewards=RewardsConfig(1.5, min_bucket=2, history_days=1, population_days=1, backoff=("neighbours",))),
 )
 
 
@@ -47,7 +47,7 @@ def test_events_after_a_day_change_no_reward_up_to_it(spark, log):
     day = logs.days_from(5)[2]
     poisoned = logs.reference_sequences(logs.poisoned_after(events, day), [], config)
     rows = quantiles(logs.table_frame(spark, "user_sequences", poisoned), None, None, config.rewards)
-    assert logs.collected(rows.where(F.col("date") <= day), "rewards") == [
+    assert logs.collected(rows.frame().where(F.col("date") <= day), "rewards") == [
         row for row in logs.reference_rewards(events, config) if row["date"] <= day
     ]
 

@@ -27,12 +27,13 @@ from jobs.mapping import Cell
 from pipelines.cli import main
 from pipelines.ray_tables import replace_days
 from schemas.calendar import log_calendar
-from schemas.config import Config, LogColumns, LogMapping, SourceConfig
+from schemas.config import Config
 from schemas.errors import EXIT_FAILED, EXIT_RETRY, EXIT_USAGE, ConfigError
 from schemas.lake import Lake, lake_of
 from schemas.lineage import ORGANISE, REWARDS, SEQUENCES
 from schemas.loader import load_config
 from schemas.locks import lake_lock
+from schemas.source import LogColumns, LogMapping, SourceConfig
 from schemas.tables import TABLES
 from tests.conftest import RESOURCES
 from tests.jobs import raw_logs as raw
@@ -46,7 +47,7 @@ USER, STRANGER = 3, 999
 USERS = ['0,full_active,12,"(10,50]",1.0', "3,UNKNOWN,3,-124,", "3,UNKNOWN,4,-124,"]
 VIDEOS = ['0,77,NORMAL,2026-01-01,Web,0.0,31000.0,1,1,5,9.0,"39,68"']
 JOBS = ((SEQUENCES, sequences.run), (ORGANISE, organise.run), (REWARDS, rewards.run))
-NAMED = tuple(name for name in tables_of_users() if name != "lifelong_sequences")
+NAMED = tuple(name for name in tables_of_users() if name not in ("lifelong_sequences", "sessions"))
 DELETED = "the user was deleted"
 Rows = dict[str, list[dict[str, Any]]]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.organisation_measures import ORGANISATIONS
-from jobs.organisers import naive, newest_only, user_centric
+from jobs.organisers import organised
 from jobs.slices import SLICES
 from jobs.tables import conform, replace_days
 from pipelines import organisation_report
@@ -23,8 +23,8 @@ from tests.pipelines.command_line import answer_of, shared_engines
 DAYS = logs.days_from(3)
 SETTINGS = OrganiseConfig(user_events=9)
 CONFIG = Config(sequences=SequencesConfig(2, 3), organise=SETTINGS)
-WAYS = {f"newest_only/{name}": (newest_only, replace(SETTINGS, slice=name)) for name in SLICES}
-WAYS |= {"user_centric": (user_centric, SETTINGS), "naive": (naive, SETTINGS)}
+WAYS = {f"newest_only/{name}": ("newest_only", replace(SETTINGS, slice=name)) for name in SLICES}
+WAYS |= {"user_centric": ("user_centric", SETTINGS), "naive": ("naive", SETTINGS)}
 
 
 @dataclass
@@ -136,7 +136,8 @@ def test_sizes_are_those_of_the_rows_that_the_organiser_makes(spark, report, nam
     organiser, settings = WAYS[name]
     sequences = logs.table_frame(spark, "user_sequences", logs.reference_sequences(a_log(), [], CONFIG))
     users = logs.table_frame(spark, "users", [])
-    rows = conform(organiser(sequences, None, users, replace(CONFIG, organise=settings)), TRAINING_EXAMPLES).toArrow()
+    made = organised(organiser, sequences, None, users, replace(CONFIG, organise=settings))
+    rows = conform(made.frame(), TRAINING_EXAMPLES).toArrow()
     rows = rows.combine_chunks().cast(TABLES["training_examples"].schema)
     assert report[name]["examples"] == len(rows)
     for key, column in (("requests", "request_ids"), ("targets", "target_item_ids"), ("context_tokens", "context_ts_us")):

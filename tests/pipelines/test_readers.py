@@ -10,17 +10,20 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import tables
+from jobs.arrow_files import ArrowRows
 from pipelines.ray_tables import read_arrow, read_dataset
 from schemas.lake import Lake
 from schemas.tables import PARTITION, TABLES, Table
 
 DAYS = (datetime.date(2026, 1, 2), datetime.date(2026, 1, 3))
 CANDIDATES, ROWS = 400, 30
+IN_TASKS = ("user_sequences", "user_features", "training_examples", "rewards", "impressions")  # the last for its types
 TEXTS = ("", " ", "text", "日本 🎬", "e\u0301", 'a"b', "a,b\n\tc", "\x00", "\ufeff", "null", "NaN", "x" * 5_000)
 DATES = (datetime.date.min, datetime.date(1969, 12, 31), datetime.date(2026, 2, 28), datetime.date.max)
 FIRST, LAST = datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC), datetime.datetime.max.replace(2100, tzinfo=datetime.UTC)
@@ -54,11 +57,15 @@ def rows_of(spark: SparkSession, table: Table) -> pa.Table:
     rng = random.Random(table.name)
     drawn = pa.Table.from_pylist([row_of(table, rng) for _ in range(CANDIDATES)], schema=table.schema)
     numbered = spark.createDataFrame(drawn.append_column("place", pa.array(range(CANDIDATES))))
-    for check in table.checks.values():
-        numbered = numbered.where(F.expr(check))
-    places = [row["place"] for row in numbered.select("place").collect()]
-    assert len(places) >= ROWS, f"{table.name}: too few of the rows drawn fulfil its constraints"
-    return drawn.take(pa.array(sorted(places)[:ROWS]))
+    fulfilled = set(range(CANDIDATES))
+    for name, check in table.checks.items():
+        by_sql = {row["place"] for row in numbered.where(F.expr(check.sql)).select("place").collect()}
+        by_arrow = set(pc.indices_nonzero(check.holds(drawn)).to_pylist())
+        assert by_arrow == by_sql, f"{name} of {table.name} means other rows in SQL than on Arrow batches"
+        assert check.broken(drawn) == CANDIDATES - len(by_sql)
+        fulfilled &= by_sql
+    assert len(fulfilled) >= ROWS, f"{table.name}: too few of the rows drawn fulfil its constraints"
+    return drawn.take(pa.array(sorted(fulfilled)[:ROWS]))
 
 
 def plain(value: Any) -> Any:
@@ -85,13 +92,20 @@ def spark_types(frame: DataFrame) -> dict[str, str]:
     return {field.name: field.dataType.simpleString() for field in frame.schema}
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_all_readers_see_the_rows_and_types_of_the_contract(spark, ray_module, lake: Lake, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "writer"), [*((name, "Spark") for name in TABLES), *((name, "tasks") for name in IN_TASKS)]
+)
+def test_all_readers_see_the_rows_and_types_of_the_contract(
+    spark: SparkSession, ray_module: Any, lake: Lake, name: str, writer: str
+) -> None:
     table = TABLES[name]
     written = rows_of(spark, table)
     want = row_set(written.to_pylist(), table)
     stamped = dict.fromkeys((*DAYS, max(DAYS) + datetime.timedelta(days=1)), "identity")  # the last day stays empty
-    version = tables.replace_days(spark, lake, name, spark.createDataFrame(written), stamped)
+    frame = spark.createDataFrame(written)
+    parts = frame.repartition(3).sortWithinPartitions(PARTITION)
+    rows = frame if writer == "Spark" else [ArrowRows(name, parts, lambda batches: iter(batches))]
+    version = tables.replace_days(spark, lake, name, rows, stamped)
     assert lake.identities(name) == stamped
     assert lake.row_count(name, version) == len(written)
 

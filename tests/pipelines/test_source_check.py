@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from jobs.mapping import Cell
 from pipelines.cli import main
 from pipelines.source_check import Finding, check
 from pipelines.source_sample import value_of
-from schemas.config import Config, SourceConfig
+from schemas.config import Config
 from schemas.errors import EXIT_DONE, EXIT_USAGE
+from schemas.source import SourceConfig
 from tests.jobs import own_data as own
 from tests.jobs import raw_logs as raw
 
@@ -69,6 +71,16 @@ def test_what_is_wrong_is_said_with_the_key(folder: Path, change: dict[str, str]
     own.write_csv(folder / "events_1.csv", [own.GOOD | change] * 20)
     own.write_csv(folder / "catalogue.csv", [dict.fromkeys(("sku", "name", "kind", "vec", "gone", "colour"), "1")])
     assert any(words in text for text in findings(own.config_of(folder), level))
+
+
+def test_times_in_the_future_are_told(folder: Path) -> None:
+    now = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    for times, level in ((["2026-01-02", "2026-01-09"], "warning"), (["2026-01-04", "2026-01-09"], "error")):
+        own.write_csv(folder / "events_1.csv", [own.GOOD | {"line": time} for time in times])
+        found = [f for f in check(own.config_of(folder), now) if "lie in the future (source.future_days)" in f.text]
+        assert [f.level for f in found] == [level]
+        for days in (7, None):
+            assert "future" not in str(list(check(own.config_of(folder, future_days=days), now)))
 
 
 def test_files_are_looked_at_before_their_rows(folder: Path) -> None:

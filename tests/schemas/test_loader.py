@@ -37,6 +37,7 @@ def test_every_shipped_configuration_loads_and_survives_a_round_trip(path: Path)
         ("targets: {positive: [clicks]}", ["targets.positive", "'clicks'", "click"]),
         ("model: {heads: 7}", ["model.heads", "divide"]),
         ("source: {first_day: 2026-13-01x}", ["source.first_day", "YYYY-MM-DD"]),
+        ("source: {future_days: -1}", ["source.future_days", "null"]),
         ("a: [", ["not valid YAML"]),
         ("- 1", ["mapping"]),
     ],

@@ -128,6 +128,7 @@ class DayFile:
         self.stream = store.open_output_stream(self.path)
         self.metadata: list[pq.FileMetaData] = []
         settings: dict[str, Any] = {"compression": CODEC, "compression_level": LEVEL, "metadata_collector": self.metadata}
+        settings["use_dictionary"] = repeating(self.schema)
         self.writer = pq.ParquetWriter(self.stream, self.schema, store_schema=False, **settings)
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -148,6 +149,12 @@ class DayFile:
             "stats": json.dumps(statistics(self.metadata[0], self.schema)),
         }
         return pa.record_batch([pa.array([json.dumps(action)])], schema=ACTION)
+
+
+def repeating(schema: pa.Schema) -> list[str]:
+    """Parquet's paths of the columns that a dictionary serves: moments hardly repeat, and to look for repeats costs most."""
+    names = [field.name for field in schema if not field.name.endswith("ts_us")]
+    return [f"{name}.list.element" if pa.types.is_list(schema.field(name).type) else name for name in names]
 
 
 def statistics(metadata: pq.FileMetaData, schema: pa.Schema) -> dict[str, Any]:

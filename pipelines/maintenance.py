@@ -3,8 +3,8 @@
 Delta-rs does it, not Spark: no JVM starts (seconds and a gigabyte of a laptop), it streams, its merging keeps the order of
 a day's rows, and its vacuum spares versions by name, which Spark's cannot. There is no clustering by user: the tables of
 users are written by hash of the user and sorted by user or time within each file (`jobs.arrow_files`), so a Z-order would
-move rows and help no reader. `training_examples`, whose batches follow its rows, is merged by whole days only, and left alone while a
-training that was broken off stands in its newest version. Nothing here changes a row or an identity.
+move rows and help no reader. `training_examples`, whose batches follow its rows, is merged by whole days only, and left
+alone while a training that was broken off stands in its newest version. Nothing here changes a row or an identity.
 """
 
 from __future__ import annotations

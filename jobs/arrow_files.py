@@ -152,7 +152,7 @@ class DayFile:
 
 
 def repeating(schema: pa.Schema) -> list[str]:
-    """Parquet's paths of the columns that a dictionary serves: moments hardly repeat, and to look for repeats costs most."""
+    """Parquet's paths of the columns that a dictionary serves: not of moments, which hardly repeat."""
     names = [field.name for field in schema if not field.name.endswith("ts_us")]
     return [f"{name}.list.element" if pa.types.is_list(schema.field(name).type) else name for name in names]
 

@@ -87,7 +87,6 @@ def history(
 
 
 def commit(
-    spark: SparkSession,
     lake: Lake,
     table: Table,
     rows: DataFrame,
@@ -108,7 +107,7 @@ def commit(
     expected = {day: digest(STAGE, table.name, LOGIC, settings, checksums.get(day)) for day in days}
     stale = {day: identity for day, identity in expected.items() if force or present.get(day) != identity}
     if stale:
-        tables.replace_days(spark, lake, table.name, rows.where(F.col(PARTITION).isin(sorted(stale))), stale)
+        tables.replace_days(lake, table.name, rows.where(F.col(PARTITION).isin(sorted(stale))), stale)
 
 
 def _newest_before(spark: SparkSession, lake: Lake, table: Table, day: datetime.date) -> DataFrame:

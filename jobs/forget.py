@@ -55,7 +55,7 @@ def forget(spark: SparkSession, lake: Lake, users: Collection[int], today: datet
     remembered = [row[KEY] for row in new.collect()]
     if remembered:
         rows = ids.where(F.col(KEY).isin(remembered)).withColumn(PARTITION, F.lit(today))
-        tables.append(spark, lake, DELETED_USERS.name, rows)
+        tables.append(lake, DELETED_USERS.name, rows)
     chosen, found = F.col(KEY).isin(sorted(set(users))), {}
     for name in (name for name in tables_of_users() if lake.exists(name)):
         counted = tables.read(spark, lake, name).where(chosen).groupBy(KEY).count().collect()

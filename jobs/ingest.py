@@ -155,7 +155,7 @@ def _write_log(
             raise ContractViolation(f"{day}: {accepted} usable rows were read, but {fates} are accounted for.")
         counts[day.isoformat()] = {"identity": identities[day], **fates}
     if work.impressions:
-        _write_impressions(spark, lake, work.impressions, fated, counts)
+        _write_impressions(lake, work.impressions, fated, counts)
     if work.rejected:
         refused = any(fates.get(fate) for fates in counted.values() for fate in REFUSED)
         _write_rejected(spark, lake, work, rows, fated if refused else None, snapshots)
@@ -163,13 +163,13 @@ def _write_log(
 
 
 def _write_impressions(
-    spark: SparkSession, lake: Lake, identities: Identities, fated: DataFrame, counts: Mapping[str, Mapping[str, Any]]
+    lake: Lake, identities: Identities, fated: DataFrame, counts: Mapping[str, Mapping[str, Any]]
 ) -> None:
     kept = fated.where((F.col("fate") == KEPT) & F.col("date").isin(list(identities)))
     kept = kept.select("impression_id", "request_id", *VALUES)
     most = max(counts[day.isoformat()][KEPT] for day in identities)
     files = -(-most // ROWS_A_FILE)
-    tables.replace_days(spark, lake, "impressions", kept, identities, max(1, files), order=("user_id", "ts"))
+    tables.replace_days(lake, "impressions", kept, identities, max(1, files), order=("user_id", "ts"))
     committed = lake.rows_by_day("impressions")
     for day in identities:
         if committed.get(day, 0) != counts[day.isoformat()][KEPT]:
@@ -204,7 +204,7 @@ def _write_rejected(
         refused = unnamed(found.where(F.col("date").isin(list(work.rejected))), deleted_users(spark, lake))
     else:
         refused = spark.createDataFrame([], tables.spark_schema(TABLES["rejected_rows"]))
-    tables.replace_days(spark, lake, "rejected_rows", refused, work.rejected)
+    tables.replace_days(lake, "rejected_rows", refused, work.rejected)
 
 
 def _read_snapshots(spark: SparkSession, lake: Lake, log: Log, cleanup: ExitStack) -> Snapshots:
@@ -238,7 +238,7 @@ def _write_catalogues(
         originals_of = named.get(table.name)
         rows = catalogues.history(spark, lake, table, snapshot, source, work.log.days, work.since, originals_of).persist()
         cleanup.callback(rows.unpersist)
-        catalogues.commit(spark, lake, table, rows, source, days, force)
+        catalogues.commit(lake, table, rows, source, days, force)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

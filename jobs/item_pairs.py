@@ -56,7 +56,7 @@ def run(
         everything = read_days(spark, lake, "user_sequences", calendar.days, version)
         events = train_only(events, validation_starts(everything, mask))
     rows = pairs_of(events, config.item_pairs, window_days(config), days)
-    return {"item_pairs": replace_days(spark, lake, "item_pairs", rows, days)}
+    return {"item_pairs": replace_days(lake, "item_pairs", rows, days)}
 
 
 def pairs_of(events: DataFrame, settings: PairsConfig, days_back: int, days: Collection[datetime.date]) -> DataFrame:

@@ -68,7 +68,7 @@ def run(
     try:
         rows = short_rows(sequences, spans, config.lifelong.tokens).unionByName(longer)
         files = -(-tokens // (EVENTS_A_FILE * len(days)))
-        version = replace_days(spark, lake, "lifelong_sequences", rows, days, max(1, files), order=("user_id",))
+        version = replace_days(lake, "lifelong_sequences", rows, days, max(1, files), order=("user_id",))
         return {"lifelong_sequences": version}
     finally:
         longer.unpersist()

@@ -54,7 +54,7 @@ def run(
         tasks = tasks_for(lake, wanted, pins["user_sequences"], known)
         into = calendar.fit_day if ORGANISERS[name].whole else None
         parts.append(organised(name, sequences, base, users, config, tasks, own, into))
-    return {"training_examples": replace_days(spark, lake, "training_examples", parts, days)}
+    return {"training_examples": replace_days(lake, "training_examples", parts, days)}
 
 
 def days_by_organiser(config: Config, calendar: Calendar, days: Iterable[datetime.date]) -> dict[str, Days]:

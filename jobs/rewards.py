@@ -83,7 +83,7 @@ def run(
         history = sequences_of(earlier).join(active, "user_id", "left_semi")
         before = sequences_of([d for d in earlier if (first - d).days <= config.rewards.population_days])
     rows = quantiles(current, history, before, config.rewards, tasks_for(lake, known, version), sorted(days))
-    return {"rewards": replace_days(spark, lake, "rewards", [rows], days)}
+    return {"rewards": replace_days(lake, "rewards", [rows], days)}
 
 
 def quantiles(

@@ -61,7 +61,7 @@ def write_sequences(spark: SparkSession, lake: Lake, config: Config, todo: Ident
     files = max(1, -(-max(counts.get(day, 0) for day in todo) // EVENTS_A_FILE))
     watch = watch_rule(spark, lake, config.sequences, todo, pins["impressions"])
     rows = sequences_of(impressions, items, config.source.rating_threshold, sorted(todo), files, watch)
-    return replace_days(spark, lake, "user_sequences", [rows], todo)
+    return replace_days(lake, "user_sequences", [rows], todo)
 
 
 def watch_rule(
@@ -93,7 +93,7 @@ def write_features(
     users = read(spark, lake, "users", pins["users"])
     tasks = tasks_for(lake, days, version, known if earlier else None)
     rows = features_of(sequences, base, users, config.sequences, tasks, sorted(todo))
-    return replace_days(spark, lake, "user_features", [rows], todo)
+    return replace_days(lake, "user_features", [rows], todo)
 
 
 def first_day_to_read(lake: Lake, calendar: Calendar, first_todo: datetime.date) -> datetime.date:

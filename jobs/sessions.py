@@ -49,7 +49,7 @@ def run(
     rows = sessions_of(
         read_days(spark, lake, "user_sequences", days, version), config.sessions, tasks_for(lake, sorted(days), version)
     )
-    return {"sessions": replace_days(spark, lake, "sessions", [rows], days)}
+    return {"sessions": replace_days(lake, "sessions", [rows], days)}
 
 
 def sessions_of(sequences: DataFrame, settings: SessionsConfig, tasks: int = 1) -> ArrowRows:

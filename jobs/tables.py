@@ -11,8 +11,8 @@ import datetime
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from delta import exceptions as conflicts
 from delta.tables import DeltaTable
-from deltalake import CommitProperties
 from deltalake.transaction import AddAction
 from pyspark.errors import AnalysisException, PythonException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -22,8 +22,16 @@ from pyspark.sql.types import StructType
 
 from jobs.arrow_files import SMALL_DAYS_TASKS, ArrowRows
 from schemas.errors import ContractViolation, MissingUpstream
-from schemas.lake import Lake, assert_ray_readable, commit_metadata
+from schemas.lake import Lake, Write, assert_ray_readable, overtaken
 from schemas.tables import PARTITION, TABLES, Table
+
+OVERTAKEN = (  # Delta's, which share no class of their own
+    conflicts.ConcurrentAppendException,
+    conflicts.ConcurrentDeleteDeleteException,
+    conflicts.ConcurrentDeleteReadException,
+    conflicts.ConcurrentTransactionException,
+    conflicts.ConcurrentWriteException,
+)
 
 
 def spark_schema(table: Table) -> StructType:
@@ -50,7 +58,6 @@ def read_days(
 
 
 def replace_days(
-    spark: SparkSession,
     lake: Lake,
     name: str,
     rows: DataFrame | Sequence[ArrowRows],
@@ -62,29 +69,26 @@ def replace_days(
 
     `order` names columns by which each partition is range-partitioned into `files_a_day` files and sorted; ArrowRows are
     written by the tasks that make them, as they come. A day in `identities` without rows becomes empty. Raises
-    ContractViolation for a row of another day, or of another schema.
+    ContractViolation for a row of another day or schema, and where another run wrote the table meanwhile.
     """
-    lake.create(name)
+    write = lake.begin(name, identities)
     if isinstance(rows, DataFrame):
-        _write_by_spark(lake, name, rows, identities, files_a_day, order)
+        _write_by_spark(lake, write, rows, identities, files_a_day, order)
     else:
-        _commit_files(lake, name, [file for part in rows for file in _write_in_tasks(lake, part, identities)], identities)
-    assert_ray_readable(lake, name)
-    version = lake.version(name)
-    assert version is not None  # just written
-    return version
+        files = [file for part in rows for file in _write_in_tasks(lake, part, identities)]
+        _commit_files(lake, write, files, identities)
+    return lake.committed(write)
 
 
 def _write_by_spark(
     lake: Lake,
-    name: str,
+    write: Write,
     rows: DataFrame,
-    identities: Mapping[datetime.date, str],
+    identities: Collection[datetime.date],
     files_a_day: int,
     order: Collection[str],
 ) -> None:
-    table = TABLES[name]
-    conformed = conform(rows, table)
+    conformed = conform(rows, TABLES[write.table])
     keys = [PARTITION, *order]
     tasks = files_a_day * len(identities) if files_a_day > 1 else min(len(identities), SMALL_DAYS_TASKS)
     shuffled = conformed.repartitionByRange(tasks, *keys) if order else conformed.repartition(tasks, PARTITION)
@@ -94,15 +98,17 @@ def _write_by_spark(
         .write.format("delta")
         .mode("overwrite")
         .option("replaceWhere", f"{PARTITION} IN ({days})")
-        .option("userMetadata", commit_metadata(table.written_by, identities))
+        .options(**write.options())
     )
     try:
-        writer.save(lake.path(name))
+        writer.save(lake.path(write.table))
+    except OVERTAKEN as error:
+        raise overtaken(write) from error
     except AnalysisException as error:
         if "DELTA_VIOLATE_CONSTRAINT" not in str(error) and "DELTA_REPLACE_WHERE_MISMATCH" not in str(error):
             raise
         reason = " ".join(line.strip() for line in str(error).splitlines()[:4] if line.strip())
-        raise ContractViolation(f"Table {name} refused a row, and nothing was written: {reason}") from error
+        raise ContractViolation(f"Table {write.table} refused a row, and nothing was written: {reason}") from error
 
 
 def _write_in_tasks(lake: Lake, rows: ArrowRows, days: Collection[datetime.date]) -> list[AddAction]:
@@ -115,24 +121,24 @@ def _write_in_tasks(lake: Lake, rows: ArrowRows, days: Collection[datetime.date]
         raise ContractViolation(refused[1]) from error
 
 
-def _commit_files(lake: Lake, name: str, files: list[AddAction], identities: Mapping[datetime.date, str]) -> None:
+def _commit_files(lake: Lake, write: Write, files: list[AddAction], identities: Collection[datetime.date]) -> None:
     """One commit that puts `files` in the place of those of the days."""
-    table = lake.open(name)
-    stamp = commit_metadata(TABLES[name].written_by, identities)
+    table = lake.open(write.table)
     table.create_write_transaction(
         [*files],
         mode="overwrite",
         schema=table.schema(),
         partition_by=[PARTITION],
         partition_filters=[(PARTITION, "in", [day.isoformat() for day in sorted(identities)])],
-        commit_properties=CommitProperties(custom_metadata={"userMetadata": stamp}),
+        commit_properties=lake.properties(write),
     )
 
 
-def append(spark: SparkSession, lake: Lake, name: str, rows: DataFrame) -> None:
+def append(lake: Lake, name: str, rows: DataFrame) -> None:
     """Adds rows in a commit that carries no identity, creating the table where it is missing."""
-    lake.create(name)
-    conform(rows, TABLES[name]).coalesce(1).write.format("delta").mode("append").save(lake.path(name))
+    write = lake.begin(name)
+    frame = conform(rows, TABLES[name]).coalesce(1)
+    frame.write.format("delta").mode("append").options(**write.options()).save(lake.path(name))
 
 
 def delete_rows(spark: SparkSession, lake: Lake, name: str, condition: Column) -> None:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray.data
-from deltalake import CommitProperties, write_deltalake
-from deltalake.exceptions import DeltaError
+from deltalake import write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from schemas.errors import ContractViolation, MissingUpstream
-from schemas.lake import Lake, assert_ray_readable, commit_metadata
+from schemas.lake import Lake, assert_ray_readable, overtaken
 from schemas.tables import PARTITION, TABLES, Table
 
 
@@ -70,7 +70,7 @@ def replace_days(
     """
     table = TABLES[name]
     days = ", ".join(f"'{day.isoformat()}'" for day in sorted(identities))
-    lake.create(name)
+    write = lake.begin(name, identities)
     batches = _Conformed(rows.to_reader() if isinstance(rows, pa.Table) else rows, table, identities)
     try:
         write_deltalake(
@@ -78,16 +78,13 @@ def replace_days(
             pa.RecordBatchReader.from_batches(table.schema, batches),
             mode="overwrite",
             predicate=f"{PARTITION} IN ({days})",
-            commit_properties=CommitProperties(
-                custom_metadata={"userMetadata": commit_metadata(table.written_by, identities)}
-            ),
+            commit_properties=lake.properties(write),
         )
+    except CommitFailedError as error:
+        raise overtaken(write) from error
     except DeltaError as error:
         raise batches.error or error from error
-    assert_ray_readable(lake, name)
-    version = lake.version(name)
-    assert version is not None  # just written
-    return version
+    return lake.committed(write)
 
 
 class _Conformed:

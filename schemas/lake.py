@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import DeltaError
 
@@ -31,6 +31,7 @@ from schemas.tables import PARTITION, TABLES
 Identities = dict[datetime.date, str]
 
 FORMAT = 1  # of manifests
+WRITER = "lazyrec"  # of Delta's transactions
 PROPERTIES: dict[str, str | None] = {
     "delta.enableDeletionVectors": "false",
     "delta.logRetentionDuration": "interval 3650 days",  # identities live in the log
@@ -46,6 +47,24 @@ def commit_metadata(stage: str, identities: Mapping[datetime.date, str]) -> str:
     """The userMetadata of a commit that replaces the partitions in `identities`."""
     stamped = {day.isoformat(): value for day, value in sorted(identities.items())}
     return json.dumps({"stage": stage, "identities": stamped})
+
+
+@dataclass(frozen=True)
+class Write:
+    """A write that has begun: the number of its transaction, and the stamp of the days that it replaces.
+
+    The number is that of the version which would come next. A commit that is tried again, and that of a run which was
+    taken for dead and wakes behind another's, bear one that the log has reached: neither changes the table.
+    """
+
+    table: str
+    number: int
+    stamp: str | None = None
+
+    def options(self) -> dict[str, str]:
+        """Of a commit by Spark, which leaves out one whose number is not above the last."""
+        stamp = {"userMetadata": self.stamp} if self.stamp else {}
+        return {"txnAppId": WRITER, "txnVersion": str(self.number), **stamp}
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,31 @@ class Lake:
         lacking = {name: check.sql for name, check in contract.checks.items() if f"delta.constraints.{name}" not in kept}
         if lacking:
             delta.alter.add_constraint(lacking)
+
+    def begin(self, table: str, identities: Mapping[datetime.date, str] | None = None) -> Write:
+        """Begins a write to the table, which is created where it is missing."""
+        self.create(table)
+        stamp = commit_metadata(TABLES[table].written_by, identities) if identities else None
+        return Write(table, self.open(table).version() + 1, stamp)
+
+    def properties(self, write: Write) -> CommitProperties:
+        """Of a commit by delta-rs, which notes the number and does not compare it. Raises ContractViolation where another
+        write was committed since this one began."""
+        last = self.open(write.table).transaction_version(WRITER)
+        if last is not None and last >= write.number:
+            raise overtaken(write)
+        metadata = {"userMetadata": write.stamp} if write.stamp else None
+        return CommitProperties(custom_metadata=metadata, app_transactions=[Transaction(WRITER, write.number)])
+
+    def committed(self, write: Write) -> int:
+        """The table's version after the write. Raises ContractViolation where the log has not taken it, and where Ray would
+        misread the table."""
+        assert_ray_readable(self, write.table)
+        table = self.open(write.table)
+        newest = next((commit for commit in table.history() if stamped_identities(commit)), {})
+        if write.stamp and newest.get("userMetadata") != write.stamp:
+            raise overtaken(write)
+        return table.version()
 
     def _clear_unborn(self, table: str) -> None:
         """Removes the log's folder of a table whose creation a kill broke off: no engine creates one beside other files."""
@@ -193,6 +237,13 @@ def _manifest_of(path: Path) -> dict[str, Any]:
             "use that release, or another lake."
         )
     return content
+
+
+def overtaken(write: Write) -> ContractViolation:
+    return ContractViolation(
+        f"Another run wrote table {write.table} while this one did; the rows of this one were left out. "
+        "Run again: what is up to date is kept."
+    )
 
 
 def lake_of(config: Config) -> Lake:

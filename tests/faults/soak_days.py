@@ -32,6 +32,7 @@ import yaml
 from schemas.config import SimulateConfig
 from schemas.errors import EXIT_DONE
 from schemas.lake import Lake
+from tests.conftest import INTERPRETED
 from tests.faults.fingerprint import rows_digest
 from tests.faults.soak import Moment, Seen, finish, killed_run
 from tests.faults.tiny import Tiny, start
@@ -43,7 +44,7 @@ CONFIG: dict[str, Any] = {
     "sequences": {"watch_quantile": 0.8},
     "sessions": {"enabled": True},
     "guard": {"enabled": False},
-    "resources": {"spark_master": "local[2]", "spark_heap": "4g", "ray_cpus": 2},
+    "resources": {"spark_master": "local[2]", "spark_heap": "2g", "spark_partitions": 4, "spark_conf": list(INTERPRETED)},
 }
 FEWEST_DAYS = 10
 Change = Callable[[Path, Path], None]

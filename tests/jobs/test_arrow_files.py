@@ -52,7 +52,7 @@ def rows_by(spark, expected, table: str, tasks: int) -> ArrowRows:
 
 @pytest.mark.parametrize("table", ORDER)
 def test_any_number_of_tasks_writes_the_same_rows_and_the_log_tells_of_their_files(spark, lake, expected, table):
-    versions = [replace_days(spark, lake, table, [rows_by(spark, expected, table, n)], STAMPS) for n in (1, 3)]
+    versions = [replace_days(lake, table, [rows_by(spark, expected, table, n)], STAMPS) for n in (1, 3)]
     for version in versions:
         assert logs.collected(read(spark, lake, table, version), table) == expected[table]
     assert lake.identities(table) == STAMPS
@@ -67,17 +67,17 @@ def test_any_number_of_tasks_writes_the_same_rows_and_the_log_tells_of_their_fil
 
 def test_a_day_is_replaced_alone_and_a_day_without_rows_becomes_empty(spark, lake, expected):
     table = "user_sequences"
-    replace_days(spark, lake, table, [rows_by(spark, expected, table, 1)], STAMPS)
+    replace_days(lake, table, [rows_by(spark, expected, table, 1)], STAMPS)
     before = {path for path in lake.open(table).file_uris() if f"date={DAYS[1]}" not in path}
     none = spark.createDataFrame([], "x int")
-    replace_days(spark, lake, table, [ArrowRows(table, none, lambda batches: iter(()))], {DAYS[1]: "empty"})
+    replace_days(lake, table, [ArrowRows(table, none, lambda batches: iter(()))], {DAYS[1]: "empty"})
     assert set(lake.open(table).file_uris()) == before
     assert lake.identities(table) == STAMPS | {DAYS[1]: "empty"}
 
 
 def test_one_row_against_a_constraint_and_nothing_is_committed(spark, lake, expected):
     table = "user_sequences"
-    version = replace_days(spark, lake, table, [rows_by(spark, expected, table, 1)], STAMPS)
+    version = replace_days(lake, table, [rows_by(spark, expected, table, 1)], STAMPS)
     frame = logs.table_frame(spark, table, expected[table])
     parts = frame.repartition(2, "user_id").sortWithinPartitions("date")
 
@@ -89,10 +89,10 @@ def test_one_row_against_a_constraint_and_nothing_is_committed(spark, lake, expe
             yield pa.RecordBatch.from_pylist(shorter, batch.schema)
 
     with pytest.raises(ContractViolation, match=r"^Table user_sequences refused \d+ row\(s\), .* break arrays_parallel"):
-        replace_days(spark, lake, table, [ArrowRows(table, parts, too_short)], STAMPS)
+        replace_days(lake, table, [ArrowRows(table, parts, too_short)], STAMPS)
     with pytest.raises(ContractViolation, match=r"^Table user_sequences refused a row of 2026-03-0\d"):
-        replace_days(spark, lake, table, [rows_by(spark, expected, table, 1)], {DAYS[4]: "one day alone"})
+        replace_days(lake, table, [rows_by(spark, expected, table, 1)], {DAYS[4]: "one day alone"})
     with pytest.raises(ContractViolation, match=r"do not fit its contract: \['feedback'\]"):
-        replace_days(spark, lake, table, [ArrowRows(table, parts.drop("feedback"), lambda batches: iter(batches))], STAMPS)
+        replace_days(lake, table, [ArrowRows(table, parts.drop("feedback"), lambda batches: iter(batches))], STAMPS)
     assert lake.version(table) == version
     assert logs.collected(read(spark, lake, table), table) == expected[table]

@@ -50,7 +50,7 @@ def write_inputs(spark, lake: Lake) -> None:
         logs.table_frame(spark, "users", logs.random_users(40, users=12, days=3)),
     )
     for name, frame in zip(INPUTS, frames, strict=True):
-        replace_days(spark, lake, name, frame, identities)
+        replace_days(lake, name, frame, identities)
 
 
 def stage_context(engines, config: Config, spec) -> StageContext:

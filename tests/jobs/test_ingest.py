@@ -300,7 +300,7 @@ def test_a_table_refuses_a_negative_id(spark, case):
     day = rows.first()["date"]
     version = case.lake.version("impressions")
     with pytest.raises(ContractViolation, match="ids_not_negative"):
-        tables.replace_days(spark, case.lake, "impressions", rows.where(F.col("date") == day), {day: "forged"})
+        tables.replace_days(case.lake, "impressions", rows.where(F.col("date") == day), {day: "forged"})
     assert case.lake.version("impressions") == version
 
 

@@ -163,7 +163,7 @@ def inputs(spark, events, tmp_path_factory) -> Lake:
         "user_features": logs.reference_features(events, items, users, NAIVE),
     }
     for name, found in rows.items():
-        replace_days(spark, lake, name, logs.table_frame(spark, name, found), {day: f"{name} of {day}" for day in DAYS})
+        replace_days(lake, name, logs.table_frame(spark, name, found), {day: f"{name} of {day}" for day in DAYS})
     return lake
 
 

@@ -49,7 +49,7 @@ def lake(spark, tmp_path_factory) -> Lake:
     found = Lake(str(tmp_path_factory.mktemp("report") / "lake"))
     rows = logs.reference_sequences(a_log(), [], Config())
     stamps = {day: f"sequences of {day}" for day in DAYS}
-    replace_days(spark, found, "user_sequences", logs.table_frame(spark, "user_sequences", rows), stamps)
+    replace_days(found, "user_sequences", logs.table_frame(spark, "user_sequences", rows), stamps)
     return found
 
 

@@ -105,7 +105,7 @@ def test_all_readers_see_the_rows_and_types_of_the_contract(
     frame = spark.createDataFrame(written)
     parts = frame.repartition(3).sortWithinPartitions(PARTITION)
     rows = frame if writer == "Spark" else [ArrowRows(name, parts, lambda batches: iter(batches))]
-    version = tables.replace_days(spark, lake, name, rows, stamped)
+    version = tables.replace_days(lake, name, rows, stamped)
     assert lake.identities(name) == stamped
     assert lake.row_count(name, version) == len(written)
 

@@ -8,9 +8,10 @@ DATA ?=
 KILLS ?= 100
 NIGHTS ?= 10
 SEED ?= 0
+DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features soak faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -64,6 +65,9 @@ bench-features: setup  ## the feature jobs beside DuckDB and Polars on the same 
 
 soak: setup  ## kills at random moments and nights in a row; KILLS=100 NIGHTS=10 SEED=0
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS) --nights $(NIGHTS) --seed $(SEED)
+
+soak-days: setup  ## a simulated month, a day a night, late and corrected days and kills among them; DAYS=30 SEED=0
+	$(BIN)/python -m tests.faults.soak_days --days $(DAYS) --seed $(SEED)
 
 faults: setup  ## every fault played, and the page of them
 	$(BIN)/python -m tests.faults.table > docs/faults.draft

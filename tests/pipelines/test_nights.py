@@ -28,7 +28,7 @@ FIRST = datetime.date(2026, 3, 1)
 DAYS = [FIRST + datetime.timedelta(days=n) for n in range(8)]
 BASE, NIGHTS = DAYS[:6], DAYS[6:]
 USERS, ITEMS, GROUPS = 80, 60, 4
-POLICY = "lazyrec/1"
+TOKENS = 16  # of a long history; users see six items a day and more
 CONFIG: dict[str, Any] = {
     "name": "nights",
     "source": {
@@ -46,6 +46,8 @@ CONFIG: dict[str, Any] = {
     "train": {"epochs": 8, "batch_requests": 32, "learning_rate": 5e-3, "warmup_steps": 5},
     "evaluate": {"baselines": ["popularity"], "cutoffs": [5, 10], "beam": 60, "bootstrap": 100, "deep_sample": 20},
     "recommend": {"items": 5, "beam": 60},
+    "lifelong": {"enabled": True, "tokens": TOKENS, "every_days": 2},
+    "sessions": {"enabled": True},
     "guard": {"enabled": False},
     "resources": {"spark_master": "local[2]", "spark_heap": "2g", "spark_partitions": 2, "object_store_mb": 300},
 }
@@ -199,6 +201,18 @@ def test_what_was_shown_comes_back_with_its_probabilities(nights: dict[str, Any]
     assert np.array_equal(old, wanted)
     newest = manifests(lake, "align")[-1]
     assert newest["model"]["stage"] == "align" and newest["trained_until"] == str(NIGHTS[1])
+
+
+def test_nights_add_to_long_histories_and_sessions(nights: dict[str, Any]) -> None:
+    lake, logged = nights["lake"], rows_of(nights["lake"], "impressions")
+    for night in NIGHTS:
+        histories = rows_of(lake, "lifelong_sequences", night)
+        seen = logged[logged["date"] <= night].groupby("user_id").size()
+        assert 0 < len(histories) < USERS  # about every other user is due
+        assert (histories["weights"].map(sum).to_numpy() == seen[histories["user_id"]].to_numpy()).all()
+        assert (histories["weights"].map(len) <= TOKENS).all()
+        requests = logged.loc[logged["date"] == night, ["user_id", "request_id"]].drop_duplicates()
+        assert len(rows_of(lake, "sessions", night)) == len(requests)
 
 
 def test_a_night_again_changes_nothing_and_an_unknown_one_is_retried(nights: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from pyspark.sql.types import StructType
 
 from jobs.arrow_files import SMALL_DAYS_TASKS, ArrowRows
 from schemas.errors import ContractViolation, MissingUpstream
-from schemas.lake import Lake, Write, assert_ray_readable, overtaken
+from schemas.lake import Lake, Write, another_wrote, assert_ray_readable
 from schemas.tables import PARTITION, TABLES, Table
 
 OVERTAKEN = (  # Delta's, which share no class of their own
@@ -103,7 +103,7 @@ def _write_by_spark(
     try:
         writer.save(lake.path(write.table))
     except OVERTAKEN as error:
-        raise overtaken(write) from error
+        raise another_wrote(write) from error
     except AnalysisException as error:
         if "DELTA_VIOLATE_CONSTRAINT" not in str(error) and "DELTA_REPLACE_WHERE_MISMATCH" not in str(error):
             raise

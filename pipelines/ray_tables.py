@@ -16,7 +16,7 @@ from deltalake import write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from schemas.errors import ContractViolation, MissingUpstream
-from schemas.lake import Lake, assert_ray_readable, overtaken
+from schemas.lake import Lake, another_wrote, assert_ray_readable
 from schemas.tables import PARTITION, TABLES, Table
 
 
@@ -81,7 +81,7 @@ def replace_days(
             commit_properties=lake.properties(write),
         )
     except CommitFailedError as error:
-        raise overtaken(write) from error
+        raise another_wrote(write) from error
     except DeltaError as error:
         raise batches.error or error from error
     return lake.committed(write)

@@ -142,7 +142,7 @@ class Lake:
         write was committed since this one began."""
         last = self.open(write.table).transaction_version(WRITER)
         if last is not None and last >= write.number:
-            raise overtaken(write)
+            raise another_wrote(write)
         metadata = {"userMetadata": write.stamp} if write.stamp else None
         return CommitProperties(custom_metadata=metadata, app_transactions=[Transaction(WRITER, write.number)])
 
@@ -153,7 +153,7 @@ class Lake:
         table = self.open(write.table)
         newest = next((commit for commit in table.history() if stamped_identities(commit)), {})
         if write.stamp and newest.get("userMetadata") != write.stamp:
-            raise overtaken(write)
+            raise another_wrote(write)
         return table.version()
 
     def _clear_unborn(self, table: str) -> None:
@@ -239,7 +239,7 @@ def _manifest_of(path: Path) -> dict[str, Any]:
     return content
 
 
-def overtaken(write: Write) -> ContractViolation:
+def another_wrote(write: Write) -> ContractViolation:
     return ContractViolation(
         f"Another run wrote table {write.table} while this one did; the rows of this one were left out. "
         "Run again: what is up to date is kept."

@@ -127,17 +127,19 @@ def late(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, engi
         yield found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_lake_is_that_of_the_right_log_in_one_pass(late: dict[str, Any], complete: Lake) -> None:
     """Days after the range too, whose context, users and items have changed."""
     assert_same(late["lake"], complete)
 
 
+@pytest.mark.long
 def test_no_day_before_the_range_is_written_again(late: dict[str, Any]) -> None:
     assert late["before"] == files_of(late["lake"], LOG[:1])
     assert all(late["before"][table] for table in TABLES if table not in ("rejected_rows", "item_pairs"))
 
 
+@pytest.mark.long
 def test_the_answer_says_what_was_written_and_what_is_stale_now(late: dict[str, Any]) -> None:
     answer = late["answer"]
     assert (answer["stage"], answer["status"]) == ("backfill", "done")
@@ -153,6 +155,7 @@ def test_the_answer_says_what_was_written_and_what_is_stale_now(late: dict[str, 
     assert answer["would_run"] == [name for name in on if name not in BUILT]
 
 
+@pytest.mark.long
 def test_the_same_again_is_skipped_and_asks_the_guard_no_more(late: dict[str, Any]) -> None:
     again = late["again"]
     assert again["status"] == "skipped"
@@ -160,6 +163,7 @@ def test_the_same_again_is_skipped_and_asks_the_guard_no_more(late: dict[str, An
     assert set(again["seconds"]) == set(late["answer"]["seconds"])
 
 
+@pytest.mark.long
 def test_every_stage_is_a_nested_run_of_one_parent(late: dict[str, Any]) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{late['deployment'].database}")
     experiment = client.get_experiment_by_name("tiny").experiment_id

@@ -5,8 +5,9 @@ tables of one full build.
 
 Every night `lazyrec backfill` takes what has arrived. One day arrives three nights late, of one only half the rows come
 at first, and of one wrong values, each put right some nights later. Two runs, one of them with a late day, are killed at a
-random moment and the command is given again. A second lake takes the complete log in one run. Then every table must hold
-the same rows (by key; arrays in their order) under the same identities. Exits 1 where anything is not as it must be.
+random moment and the command is given again; these are processes of their own, while the other nights share one JVM. A
+second lake takes the complete log in one run. Then every table must hold the same rows (by key; arrays in their order)
+under the same identities. Exits 1 where anything is not as it must be.
 """
 
 from __future__ import annotations
@@ -16,27 +17,35 @@ import csv
 import datetime
 import gzip
 import io
-import json
 import random
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from schemas.config import SimulateConfig
+from pipelines.engines import Engines
+from schemas.config import ResourceConfig, SimulateConfig
 from schemas.errors import EXIT_DONE
 from schemas.lake import Lake
 from tests.conftest import INTERPRETED
 from tests.faults.fingerprint import rows_digest
 from tests.faults.soak import Moment, Seen, finish, killed_run
 from tests.faults.tiny import Tiny, start
+from tests.pipelines.command_line import answer_of, shared_engines
 
+RESOURCES: dict[str, Any] = {
+    "spark_master": "local[2]",
+    "spark_heap": "2g",
+    "spark_partitions": 4,
+    "spark_conf": list(INTERPRETED),
+}
 CONFIG: dict[str, Any] = {
     "name": "month",
     "source": {"kind": "kuairand", "path": "source"},
@@ -44,9 +53,10 @@ CONFIG: dict[str, Any] = {
     "sequences": {"watch_quantile": 0.8},
     "sessions": {"enabled": True},
     "guard": {"enabled": False},
-    "resources": {"spark_master": "local[2]", "spark_heap": "2g", "spark_partitions": 4, "spark_conf": list(INTERPRETED)},
+    "resources": RESOURCES,
 }
 FEWEST_DAYS = 10
+KILLED_AFTER = (5.0, 60.0)  # seconds from the start of a process
 Change = Callable[[Path, Path], None]
 
 
@@ -110,20 +120,17 @@ def soak_month(raw: Path, made: Tiny, days: Sequence[datetime.date], chance: ran
     late = plan_of(len(days))
     righted = sorted(of.right_on for of in late.values())
     kills = {chance.choice(righted), chance.choice([n for n in range(3, len(days)) if n not in righted])}
-    seconds = 30.0
     for number, day in enumerate(days):
         came = files_come(raw, made, days, number, late)
         if not came:
             seen.say(f"night {number + 1}, {day}: nothing has come")
             continue
-        command, said, faults = backfill(min(came)), "", []
+        command, started = backfill(min(came)), time.monotonic()
         if number in kills:
-            said, _, faults = killed_run(made, command, Moment(chance.uniform(5, seconds)), chance, seen)
-        started = time.monotonic()
-        attempts, unfinished = finish(made, command, seen)
-        seconds = time.monotonic() - started
-        said = f"{said}; then {attempts} run(s)" if said else f"{attempts} run(s)"
-        seen.say(f"night {number + 1}, {day}: {said}, {written(made)} in {seconds:.0f} s", faults + unfinished)
+            said, _, faults = killed_run(made, command, Moment(chance.uniform(*KILLED_AFTER)), chance, seen)
+            seen.say(f"night {number + 1}, {day}: {said}", faults + finish(made, command, seen)[1])
+        answer = answer_of([*command, "--quiet", *made.arguments], made.folder)
+        seen.say(f"night {number + 1}, {day}: {written(answer)}, {time.monotonic() - started:.0f} s")
 
 
 def files_come(
@@ -140,15 +147,24 @@ def files_come(
     return came
 
 
-def written(made: Tiny) -> str:
-    """The days of each table that the last run wrote."""
-    answer = json.loads((made.folder / "again.out").read_text().splitlines()[-1])
-    return ", ".join(f"{table} {len(days)}" for table, days in answer["days"].items()) or "nothing"
+def written(answer: dict[str, Any]) -> str:
+    """The days of each table that a run wrote."""
+    return ", ".join(f"{table} {len(days)}" for table, days in answer["days"].items()) or "nothing left to write"
 
 
 def state(lake: Lake) -> dict[str, Any]:
     """Of each table the rows, whatever their order, and the identities."""
     return {name: (rows_digest(lake, name), sorted(lake.identities(name).items())) for name in lake.tables()}
+
+
+@contextmanager
+def engines_for(folder: Path) -> Iterator[None]:
+    engines = Engines(ResourceConfig(**RESOURCES))
+    try:
+        with shared_engines(engines, folder):
+            yield
+    finally:
+        engines.stop()
 
 
 def simulated(folder: Path, settings: SimulateConfig) -> Path:
@@ -177,12 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="lazyrec_month_") as folder:
         raw = simulated(Path(folder) / "simulated", settings)
         month, whole = (deployment(Path(folder) / name, raw) for name in ("month", "whole"))
-        soak_month(raw, month, days, chance, seen)
-        for day in days:
-            arrive(raw, whole, day)
-        started = time.monotonic()
-        unfinished = finish(whole, backfill(days[0]), seen)[1]
-        seen.say(f"one full build: {written(whole)} in {time.monotonic() - started:.0f} s", unfinished)
+        with engines_for(Path(folder)):
+            soak_month(raw, month, days, chance, seen)
+            for day in days:
+                arrive(raw, whole, day)
+            started = time.monotonic()
+            answer = answer_of([*backfill(days[0]), "--quiet", *whole.arguments], whole.folder)
+        seen.say(f"one full build: {written(answer)}, {time.monotonic() - started:.0f} s")
         found, wanted = state(month.lake), state(whole.lake)
         for name in sorted({*found, *wanted}):
             (rows, _), stamps = wanted[name]

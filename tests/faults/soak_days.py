@@ -22,8 +22,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,9 @@ def backfill(first: datetime.date) -> list[str]:
     return ["backfill", "--from", str(first)]
 
 
-def soak_month(raw: Path, made: Tiny, days: Sequence[datetime.date], chance: random.Random, seen: Seen) -> None:
+def soak_month(
+    raw: Path, made: Tiny, engines: Engines, days: Sequence[datetime.date], chance: random.Random, seen: Seen
+) -> None:
     late = plan_of(len(days))
     righted = sorted(of.right_on for of in late.values())
     kills = {chance.choice(righted), chance.choice([n for n in range(3, len(days)) if n not in righted])}
@@ -129,7 +131,7 @@ def soak_month(raw: Path, made: Tiny, days: Sequence[datetime.date], chance: ran
         if number in kills:
             said, _, faults = killed_run(made, command, Moment(chance.uniform(*KILLED_AFTER)), chance, seen)
             seen.say(f"night {number + 1}, {day}: {said}", faults + finish(made, command, seen)[1])
-        answer = answer_of([*command, "--quiet", *made.arguments], made.folder)
+        answer = one_run(engines, made, min(came))
         seen.say(f"night {number + 1}, {day}: {written(answer)}, {time.monotonic() - started:.0f} s")
 
 
@@ -157,14 +159,10 @@ def state(lake: Lake) -> dict[str, Any]:
     return {name: (rows_digest(lake, name), sorted(lake.identities(name).items())) for name in lake.tables()}
 
 
-@contextmanager
-def engines_for(folder: Path) -> Iterator[None]:
-    engines = Engines(ResourceConfig(**RESOURCES))
-    try:
-        with shared_engines(engines, folder):
-            yield
-    finally:
-        engines.stop()
+def one_run(engines: Engines, made: Tiny, first: datetime.date) -> dict[str, Any]:
+    """The answer of a backfill in this process."""
+    with shared_engines(engines, made.folder):
+        return answer_of([*backfill(first), "--quiet", *made.arguments], made.folder)
 
 
 def simulated(folder: Path, settings: SimulateConfig) -> Path:
@@ -193,12 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="lazyrec_month_") as folder:
         raw = simulated(Path(folder) / "simulated", settings)
         month, whole = (deployment(Path(folder) / name, raw) for name in ("month", "whole"))
-        with engines_for(Path(folder)):
-            soak_month(raw, month, days, chance, seen)
+        engines = Engines(ResourceConfig(**RESOURCES))
+        with ExitStack() as cleanup:
+            cleanup.callback(engines.stop)
+            soak_month(raw, month, engines, days, chance, seen)
             for day in days:
                 arrive(raw, whole, day)
             started = time.monotonic()
-            answer = answer_of([*backfill(days[0]), "--quiet", *whole.arguments], whole.folder)
+            answer = one_run(engines, whole, days[0])
         seen.say(f"one full build: {written(answer)}, {time.monotonic() - started:.0f} s")
         found, wanted = state(month.lake), state(whole.lake)
         for name in sorted({*found, *wanted}):

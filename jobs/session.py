@@ -108,14 +108,22 @@ def spark_session(resources: ResourceConfig, name: str = "lazyrec") -> SparkSess
     )
     logging.getLogger().addFilter(_is_not_py4j)
     if by_spark_submit():
-        return builder.getOrCreate()
+        return _without_traces(builder.getOrCreate())
     java_version()
     # Workers would otherwise start the system's python3, which lacks pyarrow.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     further = dict(entry.split("=", 1) for entry in resources.spark_conf)
     for key, value in (own_jvm(resources) | further).items():
         builder = builder.config(key, value)
-    return builder.getOrCreate()
+    return _without_traces(builder.getOrCreate())
+
+
+def _without_traces(spark: SparkSession) -> SparkSession:
+    """A JVM that dies breaks off its connection to PySpark's server of accumulators, which prints a traceback for it; what
+    waits for the JVM raises as well."""
+    server = spark.sparkContext._accumulatorServer
+    vars(server)["handle_error"] = lambda request, address: None
+    return spark
 
 
 def _is_not_py4j(record: logging.LogRecord) -> bool:

@@ -56,7 +56,7 @@ def by_stage(spark, engines, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_spark_submit_gives_what_the_stage_gives(by_stage: Path, spark, tmp_path: Path) -> None:
     write_submit_defaults()
     path = config_file(tmp_path / "job")

@@ -184,6 +184,7 @@ def test_a_log_still_too_short_for_the_split_is_backfilled_all_the_same(tmp_path
     assert stages_to_run(runner) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

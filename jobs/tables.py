@@ -11,7 +11,6 @@ import datetime
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from delta import exceptions as conflicts
 from delta.tables import DeltaTable
 from deltalake.transaction import AddAction
 from pyspark.errors import AnalysisException, PythonException
@@ -22,16 +21,8 @@ from pyspark.sql.types import StructType
 
 from jobs.arrow_files import SMALL_DAYS_TASKS, ArrowRows
 from schemas.errors import ContractViolation, MissingUpstream
-from schemas.lake import Lake, Write, another_wrote, assert_ray_readable
+from schemas.lake import Lake, Write, assert_ray_readable
 from schemas.tables import PARTITION, TABLES, Table
-
-OVERTAKEN = (  # Delta's, which share no class of their own
-    conflicts.ConcurrentAppendException,
-    conflicts.ConcurrentDeleteDeleteException,
-    conflicts.ConcurrentDeleteReadException,
-    conflicts.ConcurrentTransactionException,
-    conflicts.ConcurrentWriteException,
-)
 
 
 def spark_schema(table: Table) -> StructType:
@@ -71,12 +62,12 @@ def replace_days(
     written by the tasks that make them, as they come. A day in `identities` without rows becomes empty. Raises
     ContractViolation for a row of another day or schema, and where another run wrote the table meanwhile.
     """
-    write = lake.begin(name, identities)
-    if isinstance(rows, DataFrame):
-        _write_by_spark(lake, write, rows, identities, files_a_day, order)
-    else:
-        files = [file for part in rows for file in _write_in_tasks(lake, part, identities)]
-        _commit_files(lake, write, files, identities)
+    with lake.writing(name, identities) as write:
+        if isinstance(rows, DataFrame):
+            _write_by_spark(lake, write, rows, identities, files_a_day, order)
+        else:
+            files = [file for part in rows for file in _write_in_tasks(lake, part, identities)]
+            _commit_files(lake, write, files, identities)
     return lake.committed(write)
 
 
@@ -102,8 +93,6 @@ def _write_by_spark(
     )
     try:
         writer.save(lake.path(write.table))
-    except OVERTAKEN as error:
-        raise another_wrote(write) from error
     except AnalysisException as error:
         if "DELTA_VIOLATE_CONSTRAINT" not in str(error) and "DELTA_REPLACE_WHERE_MISMATCH" not in str(error):
             raise
@@ -136,9 +125,9 @@ def _commit_files(lake: Lake, write: Write, files: list[AddAction], identities: 
 
 def append(lake: Lake, name: str, rows: DataFrame) -> None:
     """Adds rows in a commit that carries no identity, creating the table where it is missing."""
-    write = lake.begin(name)
-    frame = conform(rows, TABLES[name]).coalesce(1)
-    frame.write.format("delta").mode("append").options(**write.options()).save(lake.path(name))
+    with lake.writing(name) as write:
+        frame = conform(rows, TABLES[name]).coalesce(1)
+        frame.write.format("delta").mode("append").options(**write.options()).save(lake.path(name))
 
 
 def delete_rows(spark: SparkSession, lake: Lake, name: str, condition: Column) -> None:

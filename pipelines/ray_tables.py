@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray.data
 from deltalake import write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import DeltaError
 
 from schemas.errors import ContractViolation, MissingUpstream
-from schemas.lake import Lake, another_wrote, assert_ray_readable
+from schemas.lake import Lake, assert_ray_readable
 from schemas.tables import PARTITION, TABLES, Table
 
 
@@ -70,20 +70,18 @@ def replace_days(
     """
     table = TABLES[name]
     days = ", ".join(f"'{day.isoformat()}'" for day in sorted(identities))
-    write = lake.begin(name, identities)
     batches = _Conformed(rows.to_reader() if isinstance(rows, pa.Table) else rows, table, identities)
-    try:
-        write_deltalake(
-            lake.path(name),
-            pa.RecordBatchReader.from_batches(table.schema, batches),
-            mode="overwrite",
-            predicate=f"{PARTITION} IN ({days})",
-            commit_properties=lake.properties(write),
-        )
-    except CommitFailedError as error:
-        raise another_wrote(write) from error
-    except DeltaError as error:
-        raise batches.error or error from error
+    with lake.writing(name, identities) as write:
+        try:
+            write_deltalake(
+                lake.path(name),
+                pa.RecordBatchReader.from_batches(table.schema, batches),
+                mode="overwrite",
+                predicate=f"{PARTITION} IN ({days})",
+                commit_properties=lake.properties(write),
+            )
+        except DeltaError as error:
+            raise batches.error or error from error
     return lake.committed(write)
 
 

@@ -15,6 +15,7 @@ import datetime
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +138,27 @@ class Lake:
         stamp = commit_metadata(TABLES[table].written_by, identities) if identities else None
         return Write(table, self.open(table).version() + 1, stamp)
 
+    @contextmanager
+    def writing(self, table: str, identities: Mapping[datetime.date, str] | None = None) -> Iterator[Write]:
+        """Begins a write that the block commits. Whatever an engine raises where another write was committed since, it is a
+        ContractViolation that says so."""
+        write = self.begin(table, identities)
+        try:
+            yield write
+        except Exception as error:
+            if isinstance(error, ContractViolation) or not self._is_overtaken(write):
+                raise
+            raise _another_wrote(write) from error
+
+    def _is_overtaken(self, write: Write) -> bool:
+        last = self.open(write.table).transaction_version(WRITER)
+        return last is not None and last >= write.number
+
     def properties(self, write: Write) -> CommitProperties:
         """Of a commit by delta-rs, which notes the number and does not compare it. Raises ContractViolation where another
         write was committed since this one began."""
-        last = self.open(write.table).transaction_version(WRITER)
-        if last is not None and last >= write.number:
-            raise another_wrote(write)
+        if self._is_overtaken(write):
+            raise _another_wrote(write)
         metadata = {"userMetadata": write.stamp} if write.stamp else None
         return CommitProperties(custom_metadata=metadata, app_transactions=[Transaction(WRITER, write.number)])
 
@@ -153,7 +169,7 @@ class Lake:
         table = self.open(write.table)
         newest = next((commit for commit in table.history() if stamped_identities(commit)), {})
         if write.stamp and newest.get("userMetadata") != write.stamp:
-            raise another_wrote(write)
+            raise _another_wrote(write)
         return table.version()
 
     def _clear_unborn(self, table: str) -> None:
@@ -239,7 +255,7 @@ def _manifest_of(path: Path) -> dict[str, Any]:
     return content
 
 
-def another_wrote(write: Write) -> ContractViolation:
+def _another_wrote(write: Write) -> ContractViolation:
     return ContractViolation(
         f"Another run wrote table {write.table} while this one did; the rows of this one were left out. "
         "Run again: what is up to date is kept."

@@ -16,6 +16,8 @@ from schemas.lake import Lake
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# The workers of Spark and Ray read the tests' own functions too, from wherever pytest was started.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
 DATA = Path(os.environ.get("LAZYREC_DATA", REPOSITORY.parent / "shared" / "data"))
 
 # Small and quiet: one core's worth of partitions, so that a test's time is its work and not its scheduling.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,13 +51,21 @@ def rows(name: str, day: datetime.date, users: range) -> pa.Table:
     return pa.table(columns)
 
 
-def bytes_read(spark: SparkSession) -> int:
-    """By all stages of the session so far."""
+def bytes_by_stage(spark: SparkSession) -> dict[int, int]:
+    """Read by each of Spark's stages that the session still remembers (it forgets the oldest)."""
     context = spark.sparkContext
     jvm = context._jvm
     quantiles = context._gateway.new_array(jvm.double, 0)
     stages = context._jsc.sc().statusStore().stageList(None, False, False, quantiles, jvm.java.util.ArrayList())
-    return sum(stages.apply(number).inputBytes() for number in range(stages.size()))
+    listed = (stages.apply(number) for number in range(stages.size()))
+    return {stage.stageId(): stage.inputBytes() for stage in listed}
+
+
+def bytes_read(spark: SparkSession, work: Callable[[], object]) -> int:
+    """By the stages of ``work``."""
+    before = max(bytes_by_stage(spark), default=-1)
+    work()
+    return sum(read for stage, read in bytes_by_stage(spark).items() if stage > before)
 
 
 def night(spark: SparkSession, lake: Lake, quiet_days: int) -> Night:
@@ -71,15 +79,16 @@ def night(spark: SparkSession, lake: Lake, quiet_days: int) -> Night:
     calendar, before = calendar_of(days, CONFIG.split), lake.rows_by_day("user_features")
     pins = {name: lake.open(name).version() for name in lake.tables()}
     todo = {TODAY: "new"}
-    counts = [bytes_read(spark)]
-    sequences.write_features(spark, lake, CONFIG, calendar, todo, pins, pins["user_sequences"])
-    counts.append(bytes_read(spark))
-    rewards.run(spark, lake, CONFIG, calendar, {"rewards": todo}, pins)
-    counts.append(bytes_read(spark))
+    work: dict[str, Callable[[], object]] = {
+        "user_features": lambda: sequences.write_features(
+            spark, lake, CONFIG, calendar, todo, pins, pins["user_sequences"]
+        ),
+        "rewards": lambda: rewards.run(spark, lake, CONFIG, calendar, {"rewards": todo}, pins),
+    }
+    read = {stage: bytes_read(spark, made) for stage, made in work.items()}
     assert lake.rows_by_day("user_features") == before | {TODAY: len(ACTIVE)}
     assert lake.rows_by_day("rewards") == {TODAY: len(ACTIVE) * EVENTS}
     there = {name: sum(lake.bytes_by_day(name).values()) for name in ("user_sequences", "user_features")}
-    read = dict(zip(("user_features", "rewards"), np.diff(counts).tolist(), strict=True))
     return Night(read, there)
 
 

@@ -44,7 +44,7 @@ check: setup  ## formatting, lint, types
 test: setup  ## every test but the long ones
 	$(BIN)/python -m pytest
 
-test-long: setup  ## nights, whole backfills, spark-submit, a cluster of two nodes, MLflow on PostgreSQL, Ray servers that end
+test-long: setup  ## kills, nights, whole backfills, spark-submit, a cluster of two nodes, MLflow on PostgreSQL, Ray servers that end
 	$(BIN)/python -m pytest -m long
 
 format: setup  ## put the code into shape

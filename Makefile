@@ -63,7 +63,7 @@ bench-lifelong: setup  ## compression of long histories beside scikit-learn and 
 bench-features: setup  ## the feature jobs beside DuckDB and Polars on the same log; FULL=1: the largest size too
 	$(BIN)/python -m benchmarks.features
 
-bench-code-ranker: setup  ## what quantitative codes add to a click model; DATA=<folder of KuaiRand-Pure>; FULL=1: more seeds
+bench-code-ranker: setup  ## what quantitative codes add to a click model; DATA=<folder of KuaiRand-Pure>; FULL=1: more seeds, all impressions
 	$(BIN)/python -m benchmarks.code_ranker --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))
 
 soak: setup  ## kills at random moments and nights in a row; KILLS=100 NIGHTS=10 SEED=0

@@ -29,8 +29,19 @@ DURATIONS = 64  # logarithmic buckets, two an octave
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What of the log the ranker sees."""
+
+    labels: tuple[str, ...]
+    positive: tuple[str, ...]  # bits of the positives that make a history
+    history: int  # newest positives
+    train: int  # newest impressions of the train days
+    buckets: int  # of hashes
+
+
+@dataclass(frozen=True)
 class ClickData:
-    """`users` holds the place of each test impression's user, `unseen` whether its item has no train impression."""
+    """`users` holds the place of each test impression's user, `unseen` whether training shows none of its item."""
 
     items: ItemFeatures
     parts: dict[Role, Impressions]
@@ -51,21 +62,21 @@ class Log:
     days: np.ndarray  # datetime64[D]
 
 
-def read_click_data(
-    lake: Lake, calendar: Calendar, labels: tuple[str, ...], positive: tuple[str, ...], history: int, buckets: int
-) -> ClickData:
-    item_ids, items = read_items(lake, calendar, buckets)
+def read_click_data(lake: Lake, calendar: Calendar, reading: Reading) -> ClickData:
+    item_ids, items = read_items(lake, calendar, reading.buckets)
     log = read_log(lake, calendar.days)
     dense = dense_of(item_ids, log.items)
-    liked = ((log.feedback & mask_of(positive)) != 0) & (dense >= 0)
-    past = recent_positives(log.users, log.before_us, log.users[liked], log.ts_us[liked], dense[liked], history)
-    labels_IY = np.stack([(log.feedback & BITS[label]) != 0 for label in labels], 1).astype(np.float32)
-    users = 1 + hash64(log.users, 1) % buckets
+    liked = ((log.feedback & mask_of(reading.positive)) != 0) & (dense >= 0)
+    past = recent_positives(log.users, log.before_us, log.users[liked], log.ts_us[liked], dense[liked], reading.history)
+    labels_IY = np.stack([(log.feedback & BITS[label]) != 0 for label in reading.labels], 1).astype(np.float32)
+    users = 1 + hash64(log.users, 1) % reading.buckets
     columns = [torch.from_numpy(column) for column in (users, dense, past, labels_IY)]
     days = {"train": calendar.train, "validation": calendar.validation, "test": calendar.test}
     rows = {
         role: np.flatnonzero(np.isin(log.days, np.array(own, "datetime64[D]")) & (dense >= 0)) for role, own in days.items()
     }
+    newest = np.argsort(log.ts_us[rows["train"]], kind="stable")[-reading.train :]
+    rows["train"] = rows["train"][newest]
     parts = {role: Impressions(*(column[torch.from_numpy(own)] for column in columns)) for role, own in rows.items()}
     names, test_users = np.unique(log.users[rows["test"]], return_inverse=True)
     unseen = ~np.isin(dense[rows["test"]], dense[rows["train"]])

@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -65,6 +65,9 @@ bench-features: setup  ## the feature jobs beside DuckDB and Polars on the same 
 
 bench-item-vectors: setup  ## ways of making item vectors, by neighbours that users like together; after lazyrec run with CONFIG
 	$(BIN)/python -m benchmarks.item_vectors --config $(CONFIG)
+
+bench-code-ranker: setup  ## what quantitative codes add to a click model; DATA=<folder of KuaiRand-Pure>; FULL=1: more seeds, all impressions
+	$(BIN)/python -m benchmarks.code_ranker --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))
 
 soak: setup  ## kills at random moments and nights in a row; KILLS=100 NIGHTS=10 SEED=0
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS) --nights $(NIGHTS) --seed $(SEED)

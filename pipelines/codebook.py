@@ -1,4 +1,4 @@
-"""The codebook as files: `codebook.safetensors` with level_0 to level_L-1 below the artifact of stage `tokenize`."""
+"""Codebook files: `codebook.safetensors` with level_0 to level_L-1 in an artifact of stage `tokenize` or `codes`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The ways to run: everything, one night, one stage, late days.
 
-ingest -> sequences -> item_pairs -> embed -> tokenize -> lifelong -> organise -> sessions -> rewards -> train -> align ->
-evaluate -> register -> recommend; a night evaluates before it trains, see `pipelines.steps`.
+ingest -> sequences -> item_pairs -> embed -> tokenize -> codes -> lifelong -> organise -> sessions -> rewards -> train ->
+align -> evaluate -> register -> recommend; a night evaluates before it trains, see `pipelines.steps`.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ FUNCTIONS = {
     "item_pairs": "pipelines.features:item_pairs",
     "embed": "pipelines.embed:run",
     "tokenize": "pipelines.tokenize_items:run",
+    "codes": "pipelines.quantitative_codes:run",
     "lifelong": "pipelines.features:lifelong",
     "organise": "pipelines.features:organise",
     "sessions": "pipelines.features:sessions",

@@ -9,7 +9,6 @@ of one later day's new items: those of the fit day stay with the workers.
 from __future__ import annotations
 
 import datetime
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,11 +19,11 @@ import torch
 
 from model.codebook_metrics import code_counts, collisions, level_use
 from model.rq_kmeans import Codebook, encode
-from pipelines.codebook import load_codebook, save_codebook
-from pipelines.embed import absolute, refuse_stale_fit
+from pipelines.codebook import load_codebook
+from pipelines.embed import refuse_stale_fit
 from pipelines.item_ranks import ranks, train_positives
 from pipelines.item_vectors import matrix_of
-from pipelines.ray_tables import read_arrow, read_dataset, replace_days
+from pipelines.ray_tables import read_arrow, replace_days
 from pipelines.stage import StageContext, StageResult
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lineage import overtaken
@@ -66,7 +65,7 @@ def run(context: StageContext) -> StageResult:
     fresh = len(items.item_ids) - sum(len(part.item_ids) for part in parts)
     rows = table_of(items, ranks(items.codes, items.days, items.counts, items.item_ids), version).slice(fresh)
     table_version = replace_days(context.lake, TABLE, rows, todo)
-    metrics = codebook_metrics(items, codebook)
+    metrics = codebook_metrics(items.codes, codebook)
     context.say(f"{len(rows):,} items, {metrics['collision_rate']:.2%} share their codes, codebook {version}")
     figures = {"codebook_use": use_figure(items, codebook)}
     return StageResult({TABLE: table_version}, {TABLE: len(rows)}, metrics, series, figures)
@@ -85,24 +84,16 @@ def refuse_gaps(context: StageContext) -> None:
 
 def fit_day_codes(context: StageContext, version: str) -> tuple[Coded, Curves]:
     """Fits the codebook on the fit day's items, completes its artifact; the items' codes and the inertia curves."""
-    from pipelines.codebook_fit import fit_codebook  # Ray Train takes seconds to import
+    from pipelines.codebook_fit import fit_stage_codebook  # Ray Train takes seconds to import
 
     fit_day, settings = context.calendar.fit_day, context.config.tokenize
-    ray, lake = context.engines.ray(), absolute(context.lake)
-    folder = lake.artifact("tokenize", version)
-    items = read_dataset(lake, VECTORS, context.pins[VECTORS], ["item_id", "vector"], [fit_day])
-    scratch = folder / "fit"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
-    rows = lake.rows_by_day(VECTORS, context.pins[VECTORS]).get(fit_day, 0)
-    result = fit_codebook(ray, items, rows, settings, scratch)
-    save_codebook(folder, result.codebook)
-    shutil.rmtree(scratch)
+    result = fit_stage_codebook(context, version, settings)
     counts = train_positives(context, result.item_ids)
     days = np.full(len(counts), np.datetime64(fit_day), "datetime64[D]")
     fitted = Coded(result.item_ids, result.codes, days, counts)
     codebook = result.codebook
     content: dict[str, Any] = {"levels": codebook.levels, "codes": codebook.codes, "width": codebook.width}
-    content |= {"items": len(counts), "inertia": result.inertia, "metrics": codebook_metrics(fitted, codebook)}
+    content |= {"items": len(counts), "inertia": result.inertia, "metrics": codebook_metrics(fitted.codes, codebook)}
     content |= {"inputs": {name: context.pins[name] for name in (VECTORS, "user_sequences")}, "settings": asdict(settings)}
     context.lake.write_manifest("tokenize", version, content)
     curves = {f"inertia_level_{level + 1}": list(enumerate(curve)) for level, curve in enumerate(result.inertia)}
@@ -161,9 +152,9 @@ def table_of(items: Coded, rank: np.ndarray, version: str) -> pa.Table:
     return pa.table(columns, schema=SEMANTIC_IDS.schema)
 
 
-def codebook_metrics(items: Coded, codebook: Codebook) -> dict[str, float]:
-    """Use of every level (from 1 on) and collisions over all items so far."""
-    codes_NL = torch.from_numpy(items.codes)
+def codebook_metrics(codes: np.ndarray, codebook: Codebook) -> dict[str, float]:
+    """Use of every level (from 1 on) and collisions of the items with these codes, int32 [N, L]."""
+    codes_NL = torch.from_numpy(codes)
     metrics: dict[str, float] = {}
     for level in range(codebook.levels):
         for name, value in asdict(level_use(codes_NL[:, level], codebook.codes)).items():

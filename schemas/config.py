@@ -205,6 +205,22 @@ class TokenizeConfig:
 
 
 @dataclass(frozen=True)
+class CodesConfig:
+    """Quantitative codes of items as features of a ranker (QARM): VQ, the ids of the nearest items, and RQ, residual
+    K-means. The paper leaves open the clusters a level, and whether an item is among its own nearest: here it is not."""
+
+    enabled: bool = resource(False)  # no stage reads the table
+    nearest: int = 25
+    search: Literal["exact", "lists"] = "exact"  # lists: only items that share one of the row's `probes` nearest codes
+    probes: int = 16  # of the first level of `rq`
+    rq: TokenizeConfig = field(default_factory=lambda: TokenizeConfig(levels=6))
+
+    def __post_init__(self) -> None:
+        require(self.nearest >= 1, "codes.nearest", "must be at least 1")
+        require(self.probes >= 1, "codes.probes", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class LifelongConfig:
     """Long histories as cluster representatives (OneRec-V1, section 2.2). The paper leaves `max_cluster` open; 1 spends
     all `tokens` on a history that needs them."""
@@ -384,6 +400,7 @@ class Config:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    codes: CodesConfig = field(default_factory=CodesConfig)
     lifelong: LifelongConfig = field(default_factory=LifelongConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -109,6 +109,16 @@ TOKENIZE = StageSpec(
     engine="ray",
     summary="RQ-Kmeans codebook and the codes of every item",
 )
+CODES = StageSpec(
+    "codes",
+    logic=1,
+    settings=("codes",),
+    outputs={"item_codes": (Read("item_embeddings", "fit"), Read("item_embeddings", "same"))},
+    days="fit_and_later",
+    engine="ray",
+    switch="codes",
+    summary="nearest items and residual codes of every item, as features of a ranker",
+)
 LIFELONG = StageSpec(
     "lifelong",
     logic=1,
@@ -227,7 +237,7 @@ RECOMMEND = StageSpec(
     summary="the champion's best items for every active user",
 )
 # In the order in which they run. `ingest` comes first and takes its identities from the checksums of the files.
-FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, LIFELONG, ORGANISE, SESSIONS, REWARDS)
+FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, CODES, LIFELONG, ORGANISE, SESSIONS, REWARDS)
 STAGES: tuple[StageSpec, ...] = (*FEATURES, TRAIN, ALIGN, EVALUATE, REGISTER, RECOMMEND)
 
 

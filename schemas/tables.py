@@ -248,6 +248,22 @@ SEMANTIC_IDS = Table(
     checks={"rank_not_negative": at_least(0, "rank")},
 )
 
+ITEM_CODES = Table(
+    "item_codes",
+    "an item's quantitative codes, features of a ranker; `date` is the day on which it got them, and they never move",
+    pa.schema(
+        [
+            ITEM,
+            DATE,
+            int64s("vq", "ids of the nearest items of the codebook, nearest first, itself left out; equal ones by id"),
+            required("rq", pa.list_(pa.int32()), "one code a level of residual K-means, coarse to fine"),
+            required("codebook_version", pa.string(), "identity of the codebook: the fit day's items and the centroids"),
+        ]
+    ),
+    key=("item_id", "codebook_version"),
+    written_by="codes",
+)
+
 LIFELONG_SEQUENCES = Table(
     "lifelong_sequences",
     "one user and a day on which the user was active, at most one in `lifelong.every_days` days: the history up to the end "
@@ -394,6 +410,7 @@ TABLES: dict[str, Table] = {
         ITEM_PAIRS,
         ITEM_EMBEDDINGS,
         SEMANTIC_IDS,
+        ITEM_CODES,
         LIFELONG_SEQUENCES,
         TRAINING_EXAMPLES,
         SESSIONS,

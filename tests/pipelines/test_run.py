@@ -44,7 +44,7 @@ SETTINGS = {
     "resources.spark_partitions": 2,
     "resources.object_store_mb": 300,
 }
-WRITTEN = set(TABLES) - {"lifelong_sequences", "sessions", "recommendations", "deleted_users"}
+WRITTEN = set(TABLES) - {"item_codes", "lifelong_sequences", "sessions", "recommendations", "deleted_users"}
 
 
 @pytest.fixture(scope="module")

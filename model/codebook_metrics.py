@@ -145,7 +145,8 @@ def hourglass(levels: Sequence[LevelUse]) -> Hourglass | None:
     """Of the levels in order; None for fewer than three, which have no middle.
 
     Check: a middle level whose perplexity is less than 0.8 of that of each neighbour, and whose most used 1 % of codes hold
-    a larger share of the items than those of each neighbour. It needs no conditional entropy: that is at most the level's own.
+    a larger share of the items than those of each neighbour. Conditional entropies are no part of it: they are at most the
+    level's own, and fall with the size of the catalogue as well.
     """
     found = []
     for level in range(1, len(levels) - 1):

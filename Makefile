@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-codebooks soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -62,6 +62,9 @@ bench-lifelong: setup  ## compression of long histories beside scikit-learn and 
 
 bench-features: setup  ## the feature jobs beside DuckDB and Polars on the same log; FULL=1: the largest size too
 	$(BIN)/python -m benchmarks.features
+
+bench-codebooks: setup  ## ways to make semantic ids side by side, as in OneRec-V1's Table 11; FULL=1: three seeds
+	$(BIN)/python -m benchmarks.codebooks
 
 soak: setup  ## kills at random moments and nights in a row; KILLS=100 NIGHTS=10 SEED=0
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS) --nights $(NIGHTS) --seed $(SEED)

@@ -118,7 +118,7 @@ def codebook_figures(codes: np.ndarray, k: int) -> dict[str, Figure]:
     sizes = [torch.bincount(labels_N).numpy() for labels_N in prefix_labels(codes_NL)]
     return {
         "codebook_use": plots.codebook_use(codes, k),
-        "codebook_entropy": plots.entropy_by_level(entropies, conditional, k),
+        "codebook_entropy": plots.entropy_by_level(entropies, conditional),
         "codebook_prefixes": plots.items_a_prefix(sizes),
     }
 

@@ -83,13 +83,11 @@ def items_a_prefix(sizes: Sequence[np.ndarray]) -> Figure:
     return figure
 
 
-def entropy_by_level(entropies: Sequence[float], conditional: Sequence[tuple[float, float]], k: int) -> Figure:
+def entropy_by_level(entropies: Sequence[float], conditional: Sequence[tuple[float, float]]) -> Figure:
     """Nats of each level, and given the codes before it beside the most that the items would allow (`conditional`)."""
     values = [entropies, [own for own, _ in conditional], [most for _, most in conditional]]
     names = ["entropy", "given the codes before", "the most it could be"]
-    figure = level_bars(values, names, ["#486581", ACCENT, FAINT], "nats")
-    figure.axes[0].axhline(np.log(k), color=INK, linewidth=1, linestyle="--")
-    return figure
+    return level_bars(values, names, ["#486581", ACCENT, FAINT], "nats")
 
 
 def purity_by_level(cells: Sequence[tuple[float, float]]) -> Figure:

@@ -27,11 +27,11 @@ from model.near_items import listed_items, nearest_items, places_in
 from model.rq_kmeans import Codebook, encode
 from model.seeding import hash64
 from pipelines.codebook import read_codebook
+from pipelines.codebook_report import codebook_metrics
 from pipelines.embed import refuse_stale_fit
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_arrow, replace_days
 from pipelines.stage import StageContext, StageResult
-from pipelines.tokenize_items import codebook_metrics
 from schemas.config import CodesConfig
 from schemas.errors import ContractViolation
 from schemas.lake import Lake
@@ -73,7 +73,7 @@ def run(context: StageContext) -> StageResult:
         near, rq = coded(books, ids, vectors, settings)
         parts.append(table_of(ids, day, books.item_ids, near, rq, version))
         if day == fit_day:
-            metrics |= codebook_metrics(rq.numpy(), books.centroids)
+            metrics |= codebook_metrics(rq.numpy(), books.centroids.codes)
             metrics |= {} if settings.search == "exact" else {"vq_recall": sampled_recall(books, near, settings)}
     rows = pa.concat_tables(parts)
     table_version = replace_days(lake, TABLE, rows, todo)

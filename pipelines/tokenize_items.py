@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from model.codebook_metrics import code_counts, collisions, level_use
 from model.rq_kmeans import Codebook, encode
 from pipelines.codebook import load_codebook
+from pipelines.codebook_report import codebook_figures, codebook_metrics, fit_metrics
 from pipelines.embed import refuse_stale_fit
 from pipelines.item_ranks import ranks, train_positives
 from pipelines.item_vectors import matrix_of
@@ -65,9 +65,9 @@ def run(context: StageContext) -> StageResult:
     fresh = len(items.item_ids) - sum(len(part.item_ids) for part in parts)
     rows = table_of(items, ranks(items.codes, items.days, items.counts, items.item_ids), version).slice(fresh)
     table_version = replace_days(context.lake, TABLE, rows, todo)
-    metrics = codebook_metrics(items.codes, codebook)
+    metrics = codebook_metrics(items.codes, codebook.codes) | fit_metrics(context.lake, version)
     context.say(f"{len(rows):,} items, {metrics['collision_rate']:.2%} share their codes, codebook {version}")
-    figures = {"codebook_use": use_figure(items, codebook)}
+    figures = codebook_figures(items.codes, codebook.codes)
     return StageResult({TABLE: table_version}, {TABLE: len(rows)}, metrics, series, figures)
 
 
@@ -93,7 +93,7 @@ def fit_day_codes(context: StageContext, version: str) -> tuple[Coded, Curves]:
     fitted = Coded(result.item_ids, result.codes, days, counts)
     codebook = result.codebook
     content: dict[str, Any] = {"levels": codebook.levels, "codes": codebook.codes, "width": codebook.width}
-    content |= {"items": len(counts), "inertia": result.inertia, "metrics": codebook_metrics(fitted.codes, codebook)}
+    content |= {"items": len(counts), "inertia": result.inertia, "metrics": codebook_metrics(fitted.codes, codebook.codes)}
     content |= {"inputs": {name: context.pins[name] for name in (VECTORS, "user_sequences")}, "settings": asdict(settings)}
     context.lake.write_manifest("tokenize", version, content)
     curves = {f"inertia_level_{level + 1}": list(enumerate(curve)) for level, curve in enumerate(result.inertia)}
@@ -150,28 +150,3 @@ def table_of(items: Coded, rank: np.ndarray, version: str) -> pa.Table:
         "rank": rank,
     }
     return pa.table(columns, schema=SEMANTIC_IDS.schema)
-
-
-def codebook_metrics(codes: np.ndarray, codebook: Codebook) -> dict[str, float]:
-    """Use of every level (from 1 on) and collisions of the items with these codes, int32 [N, L]."""
-    codes_NL = torch.from_numpy(codes)
-    metrics: dict[str, float] = {}
-    for level in range(codebook.levels):
-        for name, value in asdict(level_use(codes_NL[:, level], codebook.codes)).items():
-            metrics[f"{name}_level_{level + 1}"] = value
-    shared = collisions(codes_NL)
-    return metrics | {"collision_rate": shared.rate, "distinct_codes": shared.distinct, "largest_bucket": shared.largest}
-
-
-def use_figure(items: Coded, codebook: Codebook) -> Any:
-    """Items a code, codes by falling use, one line a level."""
-    from matplotlib.figure import Figure  # no pyplot: figures without a display or global state
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for level in range(codebook.levels):
-        counts = code_counts(torch.from_numpy(items.codes[:, level]), codebook.codes).sort(descending=True).values
-        axes.plot(counts.numpy(), label=f"level {level + 1}")
-    axes.set(xlabel="codes by falling use", ylabel="items", title="Use of the codebook")
-    axes.legend()
-    return figure

@@ -77,7 +77,7 @@ def test_the_last_line_says_what_was_built(ran: dict[str, Any]) -> None:
         assert {"recall@5", "recall@10", "recall@50", "recall@500", "ndcg@5", "ndcg@10", "ndcg@50"} <= set(cells)
         assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1 for cell in cells.values())
     assert answer["model"]["name"] == "lazyrec"
-    assert Path(answer["report"]).read_text().count("data:image/png") == 7
+    assert Path(answer["report"]).read_text().count("data:image/png") == 10
     assert answer["peak_memory_bytes"] > 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
@@ -137,8 +138,9 @@ def codebook_figure(lake: Lake) -> Figure | None:
     version = lake.version("semantic_ids")
     if version is None:
         return None
-    codes = read_arrow(lake, "semantic_ids", version, ["codes"]).column("codes").to_pylist()
-    return plots.codebook_use(np.array(codes))
+    rows = read_arrow(lake, "semantic_ids", version, ["date", "codes", "codebook_version"]).sort_by("date")
+    newest = pc.equal(rows.column("codebook_version"), rows.column("codebook_version")[-1])
+    return plots.codebook_use(np.array(rows.filter(newest).column("codes").to_pylist()))
 
 
 def loss_figure(trained: dict[str, Any]) -> Figure | None:

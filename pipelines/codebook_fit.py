@@ -60,8 +60,7 @@ class EveryRow(DataConfig):
 
 
 def fit_stage_codebook(context: StageContext, version: str, settings: TokenizeConfig) -> CodebookFit:
-    """Fits on the vectors of the fit day and leaves the codebook in the artifact folder `version` of the stage, which has
-    yet to be completed."""
+    """Fits on the vectors of the fit day; nothing is left in the artifact folder `version` of the stage."""
     fit_day, lake, pin = context.calendar.fit_day, absolute(context.lake), context.pins[VECTORS]
     folder = lake.artifact(context.plan.spec.name, version)
     ray = context.engines.ray()
@@ -69,7 +68,6 @@ def fit_stage_codebook(context: StageContext, version: str, settings: TokenizeCo
     scratch = folder / "fit"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
     result = fit_codebook(ray, items, lake.rows_by_day(VECTORS, pin).get(fit_day, 0), settings, scratch)
-    save_codebook(folder, result.codebook)
     shutil.rmtree(scratch)
     return result
 

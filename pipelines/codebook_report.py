@@ -72,7 +72,8 @@ class Coded:
 
     item_ids: np.ndarray  # int64 [N]
     days: np.ndarray  # datetime64[D] [N], on which an item got its codes
-    codes_NL: torch.Tensor  # int32
+    codes_NL: torch.Tensor  # int32, the codebook's levels
+    shared: Collisions  # by all codes of an id, which may have a level more
     version: str
 
     @property
@@ -83,13 +84,19 @@ class Coded:
 def codebook_metrics(codes: np.ndarray, k: int) -> dict[str, float]:
     """Use of every level (from 1 on), items a prefix, collisions and the hourglass; `codes` int32 [N, L] in [0, k)."""
     codes_NL = torch.from_numpy(codes)
-    uses, shared = [level_use(level_N, k) for level_N in codes_NL.unbind(1)], collisions(codes_NL)
+    uses = [level_use(level_N, k) for level_N in codes_NL.unbind(1)]
     waist = hourglass(uses)
     metrics = {f"{name}_level_{level}": value for level, use in enumerate(uses, 1) for name, value in asdict(use).items()}
     for level, prefix in enumerate(prefix_use(codes_NL, k), 1):
         metrics |= {f"{PREFIX_NAMES[name]}_level_{level}": float(value) for name, value in asdict(prefix).items()}
-    metrics |= {"collision_rate": shared.rate, "distinct_codes": shared.distinct, "largest_bucket": shared.largest}
+    metrics |= sharing(codes)
     return metrics | ({"hourglass": float(waist.found), "hourglass_waist": waist.waist} if waist else {})
+
+
+def sharing(codes: np.ndarray) -> dict[str, float]:
+    """How many items share all their codes (int32 [N, L])."""
+    shared = collisions(torch.from_numpy(codes))
+    return {"collision_rate": shared.rate, "distinct_codes": shared.distinct, "largest_bucket": shared.largest}
 
 
 PREFIX_NAMES = {
@@ -137,11 +144,11 @@ def quality(lake: Lake) -> tuple[Quality, dict[str, Figure]] | None:
         prefix_use(coded.codes_NL, codebook.codes),
     )
     levels = [Level(*row) for row in zip(uses, prefixes, pure, fitted, strict=True)]
-    shared, waist, ceiling = collisions(coded.codes_NL), hourglass(uses), float(np.log(codebook.codes))
+    waist, ceiling = hourglass(uses), float(np.log(codebook.codes))
     figures = codebook_figures(coded.codes_NL.numpy(), codebook.codes)
     if (tagged := [one for one in pure if one]) and len(tagged) == len(pure):
         figures["codebook_purity"] = plots.purity_by_level([(one.share, one.chance) for one in tagged])
-    found = Quality(coded.version, len(coded.item_ids), codebook.codes, ceiling, levels, shared, waist, later)
+    found = Quality(coded.version, len(coded.item_ids), codebook.codes, ceiling, levels, coded.shared, waist, later)
     return found, figures
 
 
@@ -157,7 +164,8 @@ def newest_codes(lake: Lake) -> Coded | None:
     codes = rows.column("codes").combine_chunks()
     codes_NL = torch.from_numpy(codes.flatten().to_numpy().copy()).reshape(len(rows), -1)
     days = rows.column("date").to_numpy().astype("datetime64[D]")
-    return Coded(rows.column("item_id").to_numpy(), days, codes_NL, codebook)
+    levels = len((lake.manifest("tokenize", codebook) or {}).get("inertia", codes_NL[0]))
+    return Coded(rows.column("item_id").to_numpy(), days, codes_NL[:, :levels], collisions(codes_NL), codebook)
 
 
 def purity_by_level(lake: Lake, coded: Coded) -> list[Purity | None]:

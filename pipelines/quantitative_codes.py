@@ -26,7 +26,7 @@ from torch import Tensor
 from model.near_items import listed_items, nearest_items, places_in
 from model.rq_kmeans import Codebook, encode
 from model.seeding import hash64
-from pipelines.codebook import read_codebook
+from pipelines.codebook import read_codebook, save_codebook
 from pipelines.codebook_report import codebook_metrics
 from pipelines.embed import refuse_stale_fit
 from pipelines.item_vectors import matrix_of
@@ -89,7 +89,9 @@ def fit(context: StageContext, version: str) -> dict[str, list[tuple[int, float]
     settings, lake, pin = context.config.codes, context.lake, context.pins[VECTORS]
     fitted = fit_stage_codebook(context, version, settings.rq)
     ids, vectors = vectors_of(lake, pin, context.calendar.fit_day)
-    save_file({"item_ids": ids, "vectors": vectors}, lake.artifact("codes", version) / ITEMS_FILE)
+    folder = lake.artifact("codes", version)
+    save_codebook(folder, fitted.codebook, version)
+    save_file({"item_ids": ids, "vectors": vectors}, folder / ITEMS_FILE)
     content: dict[str, Any] = {"levels": settings.rq.levels, "codes": settings.rq.codes, "width": vectors.shape[1]}
     content |= {"items": len(ids), "inertia": fitted.inertia, "inputs": {VECTORS: pin}, "settings": asdict(settings)}
     lake.write_manifest("codes", version, content)

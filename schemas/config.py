@@ -192,16 +192,37 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
+class DriftConfig:
+    """From when on appended items speak for a new codebook, see model/drift.py."""
+
+    min_items: int = 50  # fewer give no verdict
+    residual: float = 1.25  # times the expected length of a level's residuals
+    divergence: float = 0.15  # nats of a level's use of codes, beyond chance
+    collisions: float = 0.25  # share of items that share codes with the fit's, beyond that among those
+
+    def __post_init__(self) -> None:
+        require(self.min_items >= 1, "tokenize.drift.min_items", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class TokenizeConfig:
-    """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals."""
+    """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals. The paper leaves collisions open."""
 
     levels: int = 3
     codes: int = 256  # a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
     seed: int = 0
+    collisions: Literal["rank", "level", "nearest_free"] = "rank"  # of items that share codes, see pipelines/collisions.py
     num_workers: int = resource(0)  # 0: in this process
     chunk: int = resource(65_536)  # rows assigned at a time
+    drift: DriftConfig = field(default_factory=DriftConfig, metadata={"resource": True})
+
+    def __post_init__(self) -> None:
+        countable = self.collisions != "nearest_free" or self.codes**self.levels < 2**62
+        require(
+            countable, "tokenize.codes", "to the power of tokenize.levels must lie below 2^62 for collisions nearest_free"
+        )
 
 
 @dataclass(frozen=True)

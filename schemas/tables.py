@@ -238,7 +238,11 @@ SEMANTIC_IDS = Table(
         [
             ITEM,
             DATE,
-            required("codes", pa.list_(pa.int32()), "one code a level, coarse to fine"),
+            required(
+                "codes",
+                pa.list_(pa.int32()),
+                "one code a level, coarse to fine; last the place where `tokenize.collisions` is level",
+            ),
             required("codebook_version", pa.string(), "identity of the codebook"),
             required("rank", pa.int32(), "place among the items that share the codes, 0 first; breaks ties after decoding"),
         ]

@@ -88,7 +88,7 @@ def small_lake(lake: Lake, days: tuple[datetime.date, ...] = DAYS, items: list[d
 
 
 def calendar(days: tuple[datetime.date, ...] = DAYS, config: Config | None = None) -> Calendar:
-    """The whole log's roles, cut at the last of `days`: a log that grows keeps its fit day."""
+    """The whole log's roles, cut at the last of `days`: a log that grows keeps the fit day of its split."""
     whole = calendar_of(DAYS, (config or Config()).split)
     return Calendar(tuple(d for d in whole.days if d in days), whole.train, whole.validation, whole.test)
 

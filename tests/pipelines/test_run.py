@@ -92,6 +92,15 @@ def test_every_stage_is_one_nested_run_with_its_tables(ran: dict[str, Any]) -> N
     inputs = {(i.dataset.name, i.tags[0].value): i.dataset.digest for i in stages["train"].inputs.dataset_inputs}
     assert inputs["training_examples", "input"] == f"v{ran['first']['tables']['training_examples']}"
     assert {run.info.status for run in runs} == {"FINISHED"}
+    model = client.get_model_version("lazyrec", ran["first"]["model"]["version"])
+    codebook = model.tags["codebook"]
+    (found,) = client.search_model_versions(f"name = 'lazyrec-codebook' and tags.codebook = '{codebook}'")
+    assert found.run_id == stages["tokenize"].info.run_id and codebook in lake_codebooks(ran["lake"])
+
+
+def lake_codebooks(lake: Lake) -> set[str]:
+    rows = lake.open("semantic_ids").to_pyarrow_table(columns=["codebook_version"])
+    return set(rows.column("codebook_version").to_pylist())
 
 
 def test_the_same_command_skips_everything_and_writes_nothing(ran: dict[str, Any]) -> None:

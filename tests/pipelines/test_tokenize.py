@@ -87,20 +87,26 @@ def test_ranks_order_by_positives_then_id_and_later_days_follow(lake: Lake, engi
         assert order == sorted(order)
 
 
-def test_appending_days_moves_no_code_and_no_rank(tmp_path, engines: Engines) -> None:
+@pytest.mark.parametrize("rule", ["rank", "level", "nearest_free"])
+def test_appending_days_moves_no_code_and_no_rank(tmp_path, engines: Engines, rule: str) -> None:
+    config = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, collisions=rule))
     whole, grown = Lake(str(tmp_path / "whole")), Lake(str(tmp_path / "grown"))
     small_lake(whole)
-    both(whole, engines)
+    version = both(whole, engines, config).tables["semantic_ids"]
     small_lake(grown, DAYS[:3])
-    both(grown, engines, days=DAYS[:3])
+    both(grown, engines, config, DAYS[:3])
     for day in DAYS[3:]:
         before = codes_of(grown)
         small_lake(grown, (day,))
-        both(grown, engines, days=DAYS[: DAYS.index(day) + 1])
+        both(grown, engines, config, DAYS[: DAYS.index(day) + 1])
         after = codes_of(grown)
         assert len(after) == len(before) + 10
         assert {item: after[item] for item in before} == before
-    assert codes_of(grown) == codes_of(whole)
+    found = codes_of(grown)
+    assert found == codes_of(whole) and len(set(found.values())) == len(found)
+    catalogue = load_catalogue(whole, version, FIT_DAY, DAYS[-1])
+    assert catalogue.levels == 3 + (rule == "level")
+    assert rule == "rank" or not catalogue.ranks.any()
 
 
 def test_a_lost_codebook_is_fitted_anew_with_the_same_codes(lake: Lake, engines: Engines) -> None:

@@ -1,5 +1,5 @@
-"""The codebook as files: `codebook.safetensors` in an artifact of stage `tokenize` or `codes`, with level_0 to level_L-1, and
-order_0 to order_L-1 where its codes were renumbered."""
+"""The codebook as files: `codebook.safetensors` in an artifact of stage `tokenize` or `codes`, with level_0 to level_L-1,
+and order_0 to order_L-1 where its codes were renumbered."""
 
 from __future__ import annotations
 

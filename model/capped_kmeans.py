@@ -66,12 +66,12 @@ def capped_kmeans(
         return plain
     grid = grid_of(x_ND, reducer)
     prices, inertia = Prices(k, (cap + rows / k) / 2, plain.inertia[-1] / rows, x_ND.device), list(plain.inertia)
-    best, centroids_KD, wish_N, wishes_K = None, plain.centroids_KD, plain.labels_N, plain.counts_K
+    best, centroids_KD, wish_N, wishes_K = plain, plain.centroids_KD, plain.labels_N, plain.counts_K
     for _ in range(max(1, iterations)):
         labels_N = within_cap(x_ND, ids_N, centroids_KD, wish_N, cap, chunk, reducer)
         centroids_KD, counts_K = means(x_ND, labels_N, centroids_KD, grid, reducer)
         inertia.append(inertia_of(x_ND, labels_N, centroids_KD, grid, reducer))
-        if best is None or inertia[-1] < (1 - tolerance) * best.inertia[-1]:
+        if best is plain or inertia[-1] < (1 - tolerance) * best.inertia[-1]:
             best = Clusters(centroids_KD, labels_N, counts_K, list(inertia))
         elif len(inertia) - len(best.inertia) == PATIENCE:
             break
@@ -79,7 +79,6 @@ def capped_kmeans(
             prices.move(wishes_K)
         wish_N = priced_labels(x_ND, centroids_KD, prices.price_K, chunk)
         wishes_K = _counts(wish_N, k, reducer)
-    assert best is not None
     return best
 
 
@@ -94,10 +93,11 @@ class Prices:
         self.least_step, self.sign_K = LEAST_STEP * scale, torch.zeros_like(self.price_K)
 
     def move(self, wishes_K: Tensor) -> None:
-        excess_K = (wishes_K / self.aim - 1).clamp(-1, 1)
+        """One step: `wishes_K` int64, the rows of all ranks that wish for each cluster at the present prices."""
+        excess_K = (wishes_K.double() / self.aim - 1).clamp(-1, 1)
         turn_K = excess_K.sign() * self.sign_K
-        factor_K = torch.where(turn_K < 0, SHRINK, torch.where(turn_K > 0, GROW, 1.0)).double()
-        self.step_K = (self.step_K * factor_K).clamp(min=self.least_step)
+        grown_K = torch.where(turn_K > 0, self.step_K * GROW, self.step_K)
+        self.step_K = torch.where(turn_K < 0, self.step_K * SHRINK, grown_K).clamp(min=self.least_step)
         self.sign_K = excess_K.sign()
         self.price_K = (self.price_K + self.step_K * excess_K).clamp(min=0)
 

@@ -212,6 +212,10 @@ class TokenizeConfig:
     codes: int = 256  # a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
+    balance: Literal["none", "equal", "capped"] = (
+        "none"  # equal: OneRec's Algorithm 1, up to 10^5 items; capped: at any size
+    )
+    balance_tolerance: float = 0.1  # of capped: no code has more than (1 + this) * items / codes
     seed: int = 0
     collisions: Literal["rank", "level", "nearest_free"] = "rank"  # of items that share codes, see pipelines/collisions.py
     num_workers: int = resource(0)  # 0: in this process
@@ -239,6 +243,9 @@ class CodesConfig:
     def __post_init__(self) -> None:
         require(self.nearest >= 1, "codes.nearest", "must be at least 1")
         require(self.probes >= 1, "codes.probes", "must be at least 1")
+
+    def __post_init__(self) -> None:
+        require(self.balance_tolerance >= 0, "tokenize.balance_tolerance", "must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pipelines.engines import Engines
 from pipelines.item_ranks import ranks
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_arrow
+from pipelines.stage import StageResult
 from pipelines.tokenize_items import load_codebook
 from schemas.config import Config, EmbedConfig, SplitConfig, TokenizeConfig
 from schemas.errors import ContractViolation, MissingUpstream
@@ -125,6 +126,33 @@ def test_a_lost_codebook_is_fitted_anew_with_the_same_codes(lake: Lake, engines:
     after = codes_of(lake)
     assert {item: after[item] for item in before} == before
     assert set(after) - set(before) == {5000}
+
+
+@pytest.mark.parametrize("balance", ["equal", "capped"])
+def test_balanced_codes_stay_and_later_items_get_nearest_ones(lake: Lake, engines: Engines, balance: Any) -> None:
+    """Fitted items keep the codes of the fit, which `encode` does not repeat; a lost codebook gives the same ones."""
+    small_lake(lake)
+    config = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, balance=balance))
+    both(lake, engines, config)
+    found, today = rows_of(lake), context("tokenize", lake, engines, config)
+    fitted = np.array([row["codes"] for row in found.values() if row["date"] == FIT_DAY])
+    most = {"equal": -(-len(fitted) // 5), "capped": int(1.1 * len(fitted) / 5)}[balance]
+    assert all(np.bincount(codes).max() <= most for codes in fitted.T)
+    version = today.plan.expected["semantic_ids"][FIT_DAY]
+    vectors = read_arrow(lake, "item_embeddings", today.pins["item_embeddings"])
+    nearest = encode(load_codebook(lake, version), torch.tensor(matrix_of(vectors.column("vector")))).tolist()
+    moved = {
+        found[item]["date"]
+        for item, codes in zip(vectors["item_id"].to_pylist(), nearest, strict=True)
+        if codes != found[item]["codes"]
+    }
+    assert moved == {FIT_DAY}
+    before = lake.artifact("tokenize", version).joinpath("codebook.safetensors").read_bytes()
+    (lake.artifact("tokenize", version) / "manifest.json").unlink()
+    fitted_again = tokenize_items.fit_day_codes(today, version, StageResult())
+    assert lake.artifact("tokenize", version).joinpath("codebook.safetensors").read_bytes() == before
+    again = dict(zip(fitted_again.item_ids.tolist(), fitted_again.codes.tolist(), strict=True))
+    assert again == {item: row["codes"] for item, row in found.items() if row["date"] == FIT_DAY}
 
 
 @pytest.mark.long

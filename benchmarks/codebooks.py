@@ -1,8 +1,9 @@
 """OneRec-V1's Table 11 in form: ways to make semantic ids, side by side, on item vectors that the pipeline made.
 
 The stages up to `embed` run by the configuration of each work (KuaiRand and MovieLens from the development data, the demo
-from simulated logs) into `--lakes`, which later runs find done. Every system gets the vectors of all items of the fit day
-(float32 in memory), the same levels and the same codes a level; its codes are judged by `model.codebook_metrics`:
+from simulated logs, a fifth of its impressions) into `--lakes`, which later runs find done. Every system gets the vectors
+of all items of the fit day (float32 in memory), the same levels and the same codes a level; its codes are judged by
+`model.codebook_metrics`:
 
 loss      mean squared distance of an item's vector from what its codes stand for; `left` is its share of the variance
 used      share of the codes of each level that some item has; `nats` is the entropy of a level, at most ln K
@@ -11,25 +12,31 @@ purity    share of tagged items that have the commonest tag of their first code 
           above chance that is: 0 is no better than the same buckets with shuffled tags, 1 is one tag a bucket
 seconds   of wall time for the fit and the codes, on whatever else the machine does; shares of one core are not comparable
 
-`faiss` is its residual quantizer with greedy codes (a beam of 1) and its defaults otherwise.
+`rq-kmeans` is this project's tokenizer, `equal` and `capped` its balanced clusters (`tokenize.balance`). `rq-vae` is
+`model.rq_vae` at TIGER's sizes for 200 passes over the items; with restarts, codes that win no row for a pass start
+anew; in the same seconds, it stops when it has taken as long as `rq-kmeans` did. `faiss` is its residual quantizer with
+greedy codes (a beam of 1) and its defaults otherwise.
 
     python -m benchmarks.codebooks [--lakes FOLDER] [--fresh]
 
-FULL=1 takes three seeds, where a system has seeds; the table gives their mean.
+FULL=1 takes three seeds, of which the table gives the mean, five times as many passes for RQ-VAE, and
+the whole demo.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -37,6 +44,7 @@ import torch
 
 from model.codebook_metrics import collisions, hourglass, level_use, prefix_labels, purity, rebuilt, reconstruction
 from model.rq_kmeans import fit
+from model.rq_vae import RqVaeSize, train_rq_vae
 from pipelines.codebook_report import tags_of
 from pipelines.item_vectors import matrix_of
 from pipelines.progress import Progress
@@ -54,6 +62,10 @@ DATA = Path(os.environ.get("LAZYREC_DATA", REPOSITORY.parent / "shared" / "data"
 OUT = REPOSITORY / "benchmarks" / "out" / "codebooks.jsonl"
 WORKS = {"kuairand": "kuairand_pure", "movielens": "ml_latest_small", "demo": ""}  # configuration: its data
 LAST_STAGE = "embed"
+FULL = os.environ.get("FULL") == "1"
+EPOCHS = 1000 if FULL else 200
+MOST_STEPS = 1_000_000  # of a system whose end is a time
+SAME_SECONDS = "rq-vae in the same seconds"
 
 
 @dataclass(frozen=True)
@@ -74,12 +86,22 @@ class Coded:
     rebuilt_ND: torch.Tensor  # float32
 
 
-System = Callable[[Items, TokenizeConfig], Coded]
-
-
 def rq_kmeans(items: Items, settings: TokenizeConfig) -> Coded:
     found = fit(items.x_ND.clone(), items.ids_N, settings)
     return Coded(found.codes_NL, rebuilt(found.codebook.centroids, found.codes_NL))
+
+
+def balanced(items: Items, settings: TokenizeConfig, balance: Literal["equal", "capped"]) -> Coded:
+    return rq_kmeans(items, replace(settings, balance=balance))
+
+
+def rq_vae(items: Items, settings: TokenizeConfig, restarts: bool = False, seconds: float = math.inf) -> Coded:
+    size = RqVaeSize(settings.levels, settings.codes)
+    epoch = math.ceil(len(items.x_ND) / size.batch)
+    size = replace(size, restart_every=epoch if restarts else 0)
+    steps = EPOCHS * epoch if math.isinf(seconds) else MOST_STEPS
+    model = train_rq_vae(items.x_ND, size, steps=steps, seconds=seconds, seed=settings.seed)
+    return Coded(model.encode(items.x_ND), model.reconstruct(items.x_ND))
 
 
 def by_faiss(items: Items, settings: TokenizeConfig) -> Coded:
@@ -95,7 +117,15 @@ def by_faiss(items: Items, settings: TokenizeConfig) -> Coded:
     return Coded(torch.from_numpy(codes), torch.from_numpy(quantizer.decode(packed)))
 
 
-SYSTEMS: dict[str, System] = {"rq-kmeans": rq_kmeans, "faiss": by_faiss}
+SYSTEMS: dict[str, Callable[[Items, TokenizeConfig], Coded]] = {
+    "rq-kmeans": rq_kmeans,
+    "rq-kmeans equal": partial(balanced, balance="equal"),
+    "rq-kmeans capped": partial(balanced, balance="capped"),
+    "rq-vae": rq_vae,
+    "rq-vae with restarts": partial(rq_vae, restarts=True),
+    SAME_SECONDS: rq_vae,
+    "faiss": by_faiss,
+}
 
 
 def prepare(work: str, lakes: Path) -> Config:
@@ -103,6 +133,8 @@ def prepare(work: str, lakes: Path) -> Config:
     settings: dict[str, Any] = {"lake": str(lakes / work)}
     if WORKS[work]:
         settings["source.path"] = str(DATA / WORKS[work])
+    elif not FULL:
+        settings["simulate.impressions"] = 200_000  # the catalogue is the demo's all the same
     config = load_config(str(REPOSITORY / "conf" / f"{work}.yaml"), settings)
     with running(config, Progress()) as runner:
         runner.config = with_logs(config, runner.engines, runner.progress)[0]
@@ -140,17 +172,21 @@ def measure(items: Items, coded: Coded, k: int) -> dict[str, float]:
     return row
 
 
-def cell(system: str, items: Items, settings: TokenizeConfig) -> dict[str, float]:
+def cell(system: str, items: Items, settings: TokenizeConfig, seconds: float) -> dict[str, float]:
+    """`seconds` are those of `rq-kmeans` on the same items with the same seed."""
+    make = partial(SYSTEMS[system], seconds=seconds) if system == SAME_SECONDS else SYSTEMS[system]
     started = time.monotonic()
-    coded = SYSTEMS[system](items, settings)
+    coded = make(items, settings)
     seconds = time.monotonic() - started
     return measure(items, coded, settings.codes) | {"seconds": seconds}
 
 
-def cells(lakes: Path, seeds: int, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
-    """Rows of what is not `done`."""
+def cells(lakes: Path, seeds: int, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows that are not among `rows` yet."""
+    taken = {(row["work"], row["system"], row["seed"], row["epochs"]): row["seconds"] for row in rows}
     for work, data in WORKS.items():
-        todo = [(system, seed) for seed in range(seeds) for system in SYSTEMS if (work, system, seed) not in done]
+        wanted = [(work, system, seed, EPOCHS) for seed in range(seeds) for system in SYSTEMS]
+        todo = [key for key in wanted if key not in taken]
         if not todo:
             continue
         if data and not (DATA / data).is_dir():
@@ -158,11 +194,14 @@ def cells(lakes: Path, seeds: int, done: set[tuple[str, str, int]]) -> Iterator[
             continue
         config = prepare(work, lakes)
         items = items_of(lake_of(config), config)
-        for system, seed in todo:
-            settings = replace(config.tokenize, seed=seed)
-            size = {"items": len(items.ids_N), "dimensions": items.x_ND.shape[1]}
-            size |= {"levels": settings.levels, "codes": settings.codes}
-            yield {"work": work, "size": size, "system": system, "seed": seed} | cell(system, items, settings)
+        size = {"items": len(items.ids_N), "dimensions": items.x_ND.shape[1]}
+        size |= {"levels": config.tokenize.levels, "codes": config.tokenize.codes}
+        for key in todo:
+            _, system, seed, epochs = key
+            same = taken.get((work, "rq-kmeans", seed, epochs), math.inf)
+            found = cell(system, items, replace(config.tokenize, seed=seed), same)
+            taken[key] = found["seconds"]
+            yield {"work": work, "size": size, "system": system, "seed": seed, "epochs": epochs} | found
 
 
 def mean_row(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -208,14 +247,13 @@ def main() -> None:
     arguments = parser.parse_args()
     OUT.parent.mkdir(parents=True, exist_ok=True)
     rows = [] if arguments.fresh or not OUT.is_file() else [json.loads(line) for line in OUT.read_text().splitlines()]
-    done = {(row["work"], row["system"], row["seed"]) for row in rows}
     OUT.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with tempfile.TemporaryDirectory(prefix="lazyrec-codebooks-") as folder:
-        for row in cells(arguments.lakes or Path(folder), 3 if os.environ.get("FULL") == "1" else 1, done):
+        for row in cells(arguments.lakes or Path(folder), 3 if FULL else 1, list(rows)):
             rows.append(row)
             with OUT.open("a") as out:
                 out.write(json.dumps(row) + "\n")
-    print_table(rows)
+    print_table([row for row in rows if row["epochs"] == EPOCHS])
 
 
 if __name__ == "__main__":

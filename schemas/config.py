@@ -223,6 +223,7 @@ class TokenizeConfig:
     drift: DriftConfig = field(default_factory=DriftConfig, metadata={"resource": True})
 
     def __post_init__(self) -> None:
+        require(self.balance_tolerance >= 0, "tokenize.balance_tolerance", "must be at least 0")
         countable = self.collisions != "nearest_free" or self.codes**self.levels < 2**62
         require(
             countable, "tokenize.codes", "to the power of tokenize.levels must lie below 2^62 for collisions nearest_free"
@@ -243,9 +244,6 @@ class CodesConfig:
     def __post_init__(self) -> None:
         require(self.nearest >= 1, "codes.nearest", "must be at least 1")
         require(self.probes >= 1, "codes.probes", "must be at least 1")
-
-    def __post_init__(self) -> None:
-        require(self.balance_tolerance >= 0, "tokenize.balance_tolerance", "must be at least 0")
 
 
 @dataclass(frozen=True)

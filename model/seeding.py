@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.nearest import assign, first_of_equals, label_distances
+from model.nearest import assign, distinct, label_distances
 from model.reduction import Reducer
 from schemas.errors import ContractViolation
 
@@ -53,7 +53,7 @@ def seed_centroids(x_ND: Tensor, ids_N: Tensor, k: int, salt: int, reducer: Redu
             break
         wanted = min(k - len(seeds_SD), max(1, len(seeds_SD) // 4))
         drawn = torch.from_numpy(_draw(weights, wanted, salt, step)).to(pool_PD.device)
-        fresh_FD = pool_PD[drawn[first_of_equals(pool_PD[drawn])]]
+        fresh_FD = pool_PD[drawn[distinct(pool_PD[drawn])[0]]]
         distance_P = torch.minimum(distance_P, label_distances(pool_PD, fresh_FD, assign(pool_PD, fresh_FD)))
         seeds_SD = torch.cat([seeds_SD, fresh_FD])
     return torch.cat([seeds_SD, seeds_SD[:1].expand(k - len(seeds_SD), -1)])

@@ -14,7 +14,7 @@ import faiss
 import torch
 from torch import Tensor
 
-from model.nearest import SCORES, blocks, first_of_equals, full_precision, margin, row_blocks, squared_distances
+from model.nearest import SCORES, blocks, distinct, full_precision, margin, row_blocks, squared_distances
 
 
 def nearest_items(x_ND: Tensor, items_MD: Tensor, k: int, own_N: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def listed_items(x_ND: Tensor, items_MD: Tensor, k: int, own_N: Tensor, centroid
 
     All on the CPU. Rows whose lists hold fewer than `k` items end with -1.
     """
-    centroids_KD = centroids_KD[first_of_equals(centroids_KD)].contiguous()
+    centroids_KD = centroids_KD[distinct(centroids_KD)[0]].contiguous()
     index = faiss.IndexIVFFlat(_flat(centroids_KD), centroids_KD.shape[1], len(centroids_KD), faiss.METRIC_L2)
     index.train(centroids_KD.numpy())  # finds the lists given, and leaves them
     index.add(items_MD.contiguous().numpy())

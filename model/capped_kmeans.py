@@ -11,7 +11,8 @@ its own that grows while the sign stays and shrinks when it turns (as in Rprop).
 fewer rows are turned away. One more dimension makes the choice a plain nearest centroid: |(x, 0) - (c, sqrt(price))|^2.
 
 Ranks agree on the last row that a cluster keeps by bisection over the bits of distances: K counts a step, never rows. So
-a move costs some 64 messages of 8 K bytes, and memory beyond the rows is a few numbers a row and one chunk. Distances are the truth of `model.nearest`: the outcome depends on the set of rows alone.
+a move costs some 64 messages of 8 K bytes, and memory beyond the rows is a few numbers a row and one chunk. Distances are
+the truth of `model.nearest`: the outcome depends on the set of rows alone.
 """
 
 from __future__ import annotations

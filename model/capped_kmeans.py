@@ -11,8 +11,8 @@ its own that grows while the sign stays and shrinks when it turns (as in Rprop).
 fewer rows are turned away. One more dimension makes the choice a plain nearest centroid: |(x, 0) - (c, sqrt(price))|^2.
 
 Ranks agree on the last row that a cluster keeps by bisection over the bits of distances: K counts a step, never rows. So
-a round costs, beside Lloyd's own messages, 64 of 8 K bytes a move, and memory beyond the rows is a few numbers a row and
-one chunk. Distances are the truth of `model.nearest`: the outcome depends on the set of rows alone.
+a move costs some 64 messages of 8 K bytes, and memory beyond the rows is a few numbers a row and one chunk. Distances are
+the truth of `model.nearest`: the outcome depends on the set of rows alone.
 """
 
 from __future__ import annotations
@@ -170,27 +170,33 @@ def _kept(keys: list[Tensor], wish_W: Tensor, room_K: Tensor, reducer: Reducer) 
 
 def _smallest(value_W: Tensor, cluster_W: Tensor, rank_K: Tensor, reducer: Reducer) -> Tensor:
     """int64 [K]: the rank_k-th smallest value of cluster k over all ranks (which have so many); anything for rank 0."""
-    return _bisected(
-        lambda limit_K: torch.bincount(cluster_W[value_W <= limit_K[cluster_W]], minlength=len(rank_K)), rank_K, reducer
-    )
+
+    def up_to(limit_K: Tensor) -> Tensor:
+        return torch.bincount(cluster_W[value_W <= limit_K[cluster_W]], minlength=len(rank_K))
+
+    return _bisected(value_W, up_to, rank_K, reducer)
 
 
 def _dealt_out(ids_W: Tensor, room_K: Tensor, reducer: Reducer) -> Tensor:
     """int64 [W]: the rows of all ranks in order of id fill the free places in order of cluster."""
     rows = reducer.reduce(torch.tensor([len(ids_W)], device=ids_W.device), "sum")
-    sorted_W = ids_W.sort().values
-    last_K = _bisected(
-        lambda limit_K: torch.searchsorted(sorted_W, limit_K, right=True), room_K.cumsum(0).minimum(rows), reducer
-    )
-    return torch.searchsorted(last_K, ids_W)
+    sorted_W, open_O = ids_W.sort().values, (room_K > 0).nonzero()[:, 0]
+    rank_O = room_K[open_O].cumsum(0).minimum(rows)
+    last_O = _bisected(ids_W, lambda limit_O: torch.searchsorted(sorted_W, limit_O, right=True), rank_O, reducer)
+    return open_O[torch.searchsorted(last_O, ids_W)]
 
 
-def _bisected(counts_up_to: Callable[[Tensor], Tensor], rank_K: Tensor, reducer: Reducer) -> Tensor:
-    """int64 [K]: the least limits up to which the ranks' counts (both int64 [K]) sum to `rank_K` or more."""
-    low_K, high_K = torch.full_like(rank_K, LOWEST), torch.full_like(rank_K, HIGHEST)
-    for _ in range(64):
+def _bisected(value_W: Tensor, up_to: Callable[[Tensor], Tensor], rank_K: Tensor, reducer: Reducer) -> Tensor:
+    """int64 [K]: the least limits up to which all ranks together have `rank_K` of the values or more.
+
+    `up_to` counts this rank's (int64 [K] to int64 [K]). The ranks have the same bounds, so they end together.
+    """
+    least = reducer.reduce(torch.cat([value_W, value_W.new_tensor([HIGHEST])]).min().reshape(1), "min")
+    most = reducer.reduce(torch.cat([value_W, value_W.new_tensor([LOWEST])]).max().reshape(1), "max")
+    low_K, high_K = least.expand(len(rank_K)), most.expand(len(rank_K))
+    while bool((low_K < high_K).any()):
         middle_K = (low_K & high_K) + ((low_K ^ high_K) >> 1)  # their mean, rounded down, without overflow
-        enough_K = reducer.reduce(counts_up_to(middle_K), "sum") >= rank_K
+        enough_K = reducer.reduce(up_to(middle_K), "sum") >= rank_K
         high_K = torch.where(enough_K, middle_K, high_K)
         low_K = torch.where(enough_K, low_K, middle_K + 1)
     return high_K

@@ -193,9 +193,16 @@ class TokenizeConfig:
     codes: int = 256  # a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
+    balance: Literal["none", "equal", "capped"] = (
+        "none"  # equal: OneRec's Algorithm 1, up to 10^5 items; capped: at any size
+    )
+    balance_tolerance: float = 0.1  # of capped: no code has more than (1 + this) * items / codes
     seed: int = 0
     num_workers: int = resource(0)  # 0: in this process
     chunk: int = resource(65_536)  # rows assigned at a time
+
+    def __post_init__(self) -> None:
+        require(self.balance_tolerance >= 0, "tokenize.balance_tolerance", "must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,33 @@ def test_a_lost_codebook_is_fitted_anew_with_the_same_codes(lake: Lake, engines:
     assert set(after) - set(before) == {5000}
 
 
+@pytest.mark.parametrize("balance", ["equal", "capped"])
+def test_balanced_codes_stay_and_later_items_get_nearest_ones(lake: Lake, engines: Engines, balance: Any) -> None:
+    """Fitted items keep the codes of the fit, which `encode` does not repeat; a lost codebook gives the same ones."""
+    small_lake(lake)
+    config = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, balance=balance))
+    both(lake, engines, config)
+    found, today = rows_of(lake), context("tokenize", lake, engines, config)
+    fitted = np.array([row["codes"] for row in found.values() if row["date"] == FIT_DAY])
+    most = {"equal": -(-len(fitted) // 5), "capped": int(1.1 * len(fitted) / 5)}[balance]
+    assert all(np.bincount(codes).max() <= most for codes in fitted.T)
+    version = today.plan.expected["semantic_ids"][FIT_DAY]
+    vectors = read_arrow(lake, "item_embeddings", today.pins["item_embeddings"])
+    nearest = encode(load_codebook(lake, version), torch.tensor(matrix_of(vectors.column("vector")))).tolist()
+    moved = {
+        found[item]["date"]
+        for item, codes in zip(vectors["item_id"].to_pylist(), nearest, strict=True)
+        if codes != found[item]["codes"]
+    }
+    assert moved == {FIT_DAY}
+    before = lake.artifact("tokenize", version).joinpath("codebook.safetensors").read_bytes()
+    (lake.artifact("tokenize", version) / "manifest.json").unlink()
+    fitted_again, _ = tokenize_items.fit_day_codes(today, version)
+    assert lake.artifact("tokenize", version).joinpath("codebook.safetensors").read_bytes() == before
+    again = dict(zip(fitted_again.item_ids.tolist(), fitted_again.codes.tolist(), strict=True))
+    assert again == {item: row["codes"] for item, row in found.items() if row["date"] == FIT_DAY}
+
+
 def test_two_ray_train_workers_give_the_same_table(tmp_path, engines: Engines) -> None:
     lakes = {workers: Lake(str(tmp_path / str(workers))) for workers in (0, 2)}
     for workers, lake in lakes.items():

@@ -110,7 +110,7 @@ def append(name: str, config: Config, lake: Lake, date: datetime.date) -> Step:
         fitted = lake.manifest(name, expected[fit_day]) is not None
         if lake.identities(table).get(fit_day) != expected[fit_day] or not fitted:
             raise MissingUpstream(
-                f"Table {table} of {fit_day}, the fit day, is stale: settings or data differ from those of its fit, or that "
+                f"Table {table} of {fit_day}, the fit day, is stale: settings or data differ from those of its fit, or it "
                 "is lost, and --append fits nothing; run `lazyrec run` without --date, or take back the change."
             )
     return step

@@ -1,10 +1,10 @@
 """Stage `tokenize`: semantic ids of every item, by exact RQ-Kmeans on the fit day and its frozen codebook afterwards.
 
 The codebook's version is the identity of the fit day's partition of semantic_ids, and its files lie in the artifact
-folder of that name. The codebook's codes depend on an item's vector alone, and what becomes of items that share them on what came
-before (`pipelines.collisions`), so appending a day moves neither a code nor a rank. This process holds ids and codes of
-all items (8 + 4 L bytes each), but vectors only of one later day's new items, and of those that `nearest_free` moves:
-the others of the fit day stay with the workers.
+folder of that name. The codebook's codes depend on an item's vector alone, and what becomes of items that share them on
+what came before (`pipelines.collisions`), so appending a day moves neither a code nor a rank. This process holds ids and
+codes of all items (8 + 4 L bytes each), but vectors only of one later day's new items, and of those that `nearest_free`
+moves: the others of the fit day stay with the workers.
 """
 
 from __future__ import annotations

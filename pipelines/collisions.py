@@ -4,9 +4,9 @@ One order settles every rule: the day on which items got their codes, on the fit
 the id. `place` is an item's place in it among those with the same L codes.
 
 - rank: the place is the item's rank, and decoding ends with it.
-- level: the place is a code of a further level, which the model decodes (as in TIGER, Rajput et al., 2023). That level has
-  `place_codes` codes, twice the largest bucket of the fit day; where a bucket outgrows them, its last items share the last
-  code and are told apart by rank.
+- level: the place is a code of a further level, which the model decodes (as in TIGER, Rajput et al., 2023). It has
+  twice as many codes as the largest bucket of the fit day has items, or K if that is more (each level of a model then has
+  so many); where a bucket outgrows them, its last items share the last code and are told apart by rank.
 - nearest_free: day by day, the first item at its codes keeps them, and each other one gets the nearest free codes
   (`model.free_codes`). Where all K^L are held, items share codes and are told apart by rank.
 """
@@ -66,15 +66,15 @@ def id_codes(settings: TokenizeConfig, codes_NL: np.ndarray) -> int:
     return max(settings.codes, place_codes)
 
 
-def before_settling(settings: TokenizeConfig, codes: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def before_settling(rule: str, codes: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The codes and the counts that put items back in their places, from codes and ranks of `settled`."""
-    if settings.collisions == "level":
+    if rule == "level":
         return codes[:, :-1], -(codes[:, -1].astype(np.int64) + rank)
     return codes, -rank.astype(np.int64)
 
 
 def settled(
-    settings: TokenizeConfig,
+    rule: str,
     codebook: Codebook,
     num_codes: int,
     earlier: list[Coded],
@@ -86,11 +86,11 @@ def settled(
     `earlier` are settled days as `before_settling` gives them, `parts` one day each, in order, with the codebook's codes;
     `num_codes` is what `id_codes` gave on the fit day.
     """
-    if settings.collisions == "nearest_free":
+    if rule == "nearest_free":
         parts = own_codes(codebook, earlier, parts, vectors)
     items = joined([*earlier, *parts])
     place = ranks(items.codes, items.days, items.counts, items.item_ids)
-    if settings.collisions != "level":
+    if rule != "level":
         return items, place
     last = np.minimum(place, num_codes - 1)
     return replace(items, codes=np.concatenate([items.codes, last[:, None]], axis=1)), place - last

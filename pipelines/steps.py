@@ -108,10 +108,11 @@ def append(name: str, config: Config, lake: Lake, date: datetime.date) -> Step:
         )
     step = Step(spec_of(name), before_training(days, date, fit_day, fit_day), only=(date,))
     for table, expected in plan(step.spec, config, lake, step.calendar).expected.items():
-        if lake.identities(table).get(fit_day) != expected[fit_day]:
+        fitted = lake.manifest(name, expected[fit_day]) is not None
+        if lake.identities(table).get(fit_day) != expected[fit_day] or not fitted:
             raise MissingUpstream(
-                f"Table {table} of {fit_day}, the fit day, is stale: settings or data differ from those of its fit, and "
-                "--append fits nothing; run `lazyrec run` without --date, or take back the change."
+                f"Table {table} of {fit_day}, the fit day, is stale: settings or data differ from those of its fit, or it "
+                "is lost, and --append fits nothing; run `lazyrec run` without --date, or take back the change."
             )
     return step
 

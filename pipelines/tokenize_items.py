@@ -1,9 +1,10 @@
 """Stage `tokenize`: semantic ids of every item, by exact RQ-Kmeans on the fit day and its frozen codebook afterwards.
 
 The codebook's version is the identity of the fit day's partition of semantic_ids, and its files lie in the artifact
-folder of that name. Codes depend on an item's vector and the codebook alone, ranks on what came before, so appending a
-day moves neither a code nor a rank. This process holds ids and codes of all items (8 + 4 L bytes each), but vectors only
-of one later day's new items: those of the fit day stay with the workers.
+folder of that name. The codebook's codes depend on an item's vector alone, and what becomes of items that share them on
+what came before (`pipelines.collisions`), so appending a day moves neither a code nor a rank. This process holds ids and
+codes of all items (8 + 4 L bytes each), but vectors only of one later day's new items, and of those that `nearest_free`
+moves: the others of the fit day stay with the workers.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ def run(context: StageContext) -> StageResult:
         parts += [fitted] if fit_day in todo else []
     codebook = load_codebook(context.lake, version)
     parts += [encoded(context, codebook, day) for day in sorted(todo) if day != fit_day]
-    manifest, settings = context.lake.manifest("tokenize", version) or {}, context.config.tokenize
-    vectors = partial(vectors_of, context)
-    items, rank = settled(settings, codebook, manifest["codes"], codes_before(context, version), parts, vectors)
+    manifest = context.lake.manifest("tokenize", version) or {}
+    rule = manifest["settings"].get("collisions", "rank")  # of the fit, which a night continues whatever it is now
+    earlier, vectors = codes_before(context, version, rule), partial(vectors_of, context)
+    items, rank = settled(rule, codebook, manifest["codes"], earlier, parts, vectors)
     rows = table_of(items, rank, version).slice(len(items) - sum(map(len, parts)))
     if context.run_id:
         register_codebook(context, version)  # before a table names it
@@ -134,7 +136,7 @@ def encoded(context: StageContext, codebook: Codebook, day: datetime.date) -> Co
     return Coded(ids, codes, days, np.zeros(len(ids), np.int64))
 
 
-def codes_before(context: StageContext, version: str) -> list[Coded]:
+def codes_before(context: StageContext, version: str, rule: str) -> list[Coded]:
     """Items of the codebook that an earlier pass coded, on days before the last one to make."""
     todo, found = context.plan.todo[TABLE], context.lake.version(TABLE)
     days = [day for day in context.plan.expected[TABLE] if day not in todo and day < max(todo)]
@@ -145,7 +147,7 @@ def codes_before(context: StageContext, version: str) -> list[Coded]:
     if len(rows) == 0:
         return []
     codes, rank = np.array(rows.column("codes").to_pylist(), dtype=np.int32), rows.column("rank").to_numpy()
-    codes, counts = before_settling(context.config.tokenize, codes, rank)
+    codes, counts = before_settling(rule, codes, rank)
     return [Coded(rows.column("item_id").to_numpy(), codes, rows.column("date").to_numpy().astype("datetime64[D]"), counts)]
 
 

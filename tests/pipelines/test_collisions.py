@@ -45,7 +45,7 @@ class Days:
         def vectors(day: np.datetime64, ids: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(self.vectors[[self.place_of[int(item)] for item in ids]])
 
-        return settled(self.settings, self.codebook, self.num_codes, earlier, parts, vectors)
+        return settled(self.settings.collisions, self.codebook, self.num_codes, earlier, parts, vectors)
 
     def one_pass(self, days: int | None = None) -> Ids:
         return as_ids(*self.settle([], self.parts[:days]))
@@ -53,7 +53,7 @@ class Days:
     def day_by_day(self) -> Ids:
         items, rank = self.settle([], self.parts[:1])
         for part in self.parts[1:]:
-            codes, counts = before_settling(self.settings, items.codes, rank)
+            codes, counts = before_settling(self.settings.collisions, items.codes, rank)
             # The table keeps no order of rows.
             earlier = dataclasses.replace(items, codes=codes, counts=counts)
             mixed = np.argsort(earlier.item_ids)

@@ -24,6 +24,7 @@ from pipelines.tokenize_items import load_codebook
 from schemas.config import Config, EmbedConfig, SplitConfig, TokenizeConfig
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
+from schemas.lineage import plan
 from tests.pipelines.small_catalogue import DAYS, FIT_DAY, catalogue, context, item_row, small_lake, write
 
 CONFIG = Config(
@@ -108,6 +109,20 @@ def test_appending_days_moves_no_code_and_no_rank(tmp_path, engines: Engines, ru
     catalogue = load_catalogue(whole, version, FIT_DAY, DAYS[-1])
     assert catalogue.levels == 3 + (rule == "level")
     assert rule == "rank" or not catalogue.ranks.any()
+
+
+def test_a_night_settles_collisions_as_the_fit_did(lake: Lake, engines: Engines) -> None:
+    """Whatever the configuration says by then: the codebook stays until a whole run."""
+    small_lake(lake)
+    both(lake, engines, days=DAYS[:3])
+    embed.run(context("embed", lake, engines, CONFIG, DAYS[:4]))
+    changed = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, collisions="level"))
+    night = context("tokenize", lake, engines, changed, DAYS[:4])
+    night.plan = plan(night.plan.spec, changed, lake, night.calendar, only=(DAYS[3],))
+    tokenize_items.run(night)
+    found = codes_of(lake)
+    assert len(found) == 120 + 30 and {len(codes) for codes in found.values()} == {4}  # three codes and the rank
+    assert len(set(found.values())) == len(found)
 
 
 def test_a_lost_codebook_is_fitted_anew_with_the_same_codes(lake: Lake, engines: Engines) -> None:

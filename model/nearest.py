@@ -119,9 +119,11 @@ def _improve(x_ND: Tensor, centroids_KD: Tensor, guess_N: Tensor, norm_N: Tensor
     """Keeps every guess that beats the second best by more than the margin; the other rows are screened."""
     margin_N, square_K = margin(norm_N, centroids_KD), (centroids_KD * centroids_KD).sum(1)
     unsure = []
+    room: Tensor | None = None
     with full_precision():
         for s in _score_blocks(len(x_ND), centroids_KD):
-            scores_BK = torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2)
+            room = torch.empty(s.stop - s.start, len(centroids_KD), device=x_ND.device) if room is None else room
+            scores_BK = torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2, out=room[: s.stop - s.start])
             guess_B1 = guess_N[s, None]
             own_B = scores_BK.gather(1, guess_B1)[:, 0]
             gap = scores_BK.scatter_(1, guess_B1, torch.inf).amin(1) - own_B
@@ -131,6 +133,17 @@ def _improve(x_ND: Tensor, centroids_KD: Tensor, guess_N: Tensor, norm_N: Tensor
     if len(again):
         labels[again] = _screen(x_ND[again], centroids_KD)
     return labels
+
+
+def rows_nearer(x_ND: Tensor, centroids_KD: Tensor, distance_N: Tensor) -> Tensor:
+    """int64: every row to which a centroid is nearer than its squared distance (float64 [N]), and few others."""
+    norm_N, square_K = x_ND.norm(dim=1), (centroids_KD * centroids_KD).sum(1)
+    with full_precision():
+        parts = [
+            torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2).amin(1) for s in _score_blocks(len(x_ND), centroids_KD)
+        ]
+    nearest_N = torch.cat(parts).double() + norm_N.double() ** 2
+    return (~(nearest_N - margin(norm_N, centroids_KD) > distance_N)).nonzero()[:, 0]
 
 
 def _screen(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:

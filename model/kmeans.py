@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.nearest import assign, fixed_sum, label_distances, row_blocks, squared_distances
+from model.nearest import Guess, assign, fixed_sum, label_distances, row_blocks, squared_distances
 from model.reduction import Alone, Reducer
 from model.seeding import fixed_point_scale, seed_centroids
 from schemas.errors import ContractViolation
@@ -105,19 +105,20 @@ class Shard:
 
     def __init__(self, x_ND: Tensor, grid: Grid, chunk: int, reducer: Reducer) -> None:
         self.x_ND, self.grid, self.chunk, self.reducer = x_ND, grid, chunk, reducer
-        self.labels_N: Tensor | None = None
+        self.guess: Guess | None = None
         self.spread: Spread | None = None
 
     def look(self, centroids_KD: Tensor) -> Pass:
-        labels_N = assign(self.x_ND, centroids_KD, self.chunk, self.labels_N)
-        if self.labels_N is None:
+        labels_N = assign(self.x_ND, centroids_KD, self.chunk, self.guess)
+        if self.guess is None:
+            self.norm_N = self.x_ND.norm(dim=1)
             self.sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.int64, device=self.x_ND.device)
             self._add(labels_N, torch.arange(len(labels_N), device=labels_N.device), 1)
         else:
-            changed = (labels_N != self.labels_N).nonzero()[:, 0]
-            self._add(self.labels_N, changed, -1)
+            changed = (labels_N != self.guess.labels_N).nonzero()[:, 0]
+            self._add(self.guess.labels_N, changed, -1)
             self._add(labels_N, changed, 1)
-        self.labels_N = labels_N
+        self.guess = Guess(labels_N, self.norm_N)
         counts_K = self.reducer.reduce(torch.bincount(labels_N, minlength=len(centroids_KD)), "sum")
         sums_KD = self.reducer.reduce(self.sums_KD.clone(), "sum")  # ours changes in place
         self.spread = self.spread or spread_of(self.x_ND, sums_KD.sum(0), counts_K.sum(), self.grid, self.reducer)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,21 +70,29 @@ def label_distances(x_ND: Tensor, centroids_KD: Tensor, labels_N: Tensor) -> Ten
     return torch.cat(parts) if parts else x_ND.new_zeros(0, dtype=torch.float64)
 
 
-def assign(x_ND: Tensor, centroids_KD: Tensor, chunk: int = 65_536, guess_N: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Guess:
+    """What an earlier pass knows of the rows."""
+
+    labels_N: Tensor  # int64, probably right
+    norm_N: Tensor  # float32, of the rows
+
+
+def assign(x_ND: Tensor, centroids_KD: Tensor, chunk: int = 65_536, guess: Guess | None = None) -> Tensor:
     """int64 [N]: the nearest centroid of each row by the truth above.
 
     `x_ND` and `centroids_KD` are finite float32 on one device. Neither `chunk`, which bounds the rows screened at a time,
-    nor `guess_N` (int64, labels that are probably right) changes a label. Equal centroids: the first has all the rows.
+    nor `guess` changes a label. Equal centroids: the first has all the rows.
     """
     first_U, place_K = distinct(centroids_KD)
-    distinct_UD = centroids_KD[first_U].contiguous()
     if len(first_U) == 1:
         return first_U.expand(len(x_ND)).clone()
-    if guess_N is None:
-        labels = [_assign_chunk(x_ND[s].contiguous(), distinct_UD) for s in blocks(len(x_ND), 1, chunk)]
+    distinct_UD = centroids_KD[first_U].contiguous()
+    if guess is None:
+        labels = [_screen(x_ND[s].contiguous(), distinct_UD) for s in blocks(len(x_ND), 1, chunk)]
     else:
-        places_N = place_K[guess_N]
-        labels = [_improve_chunk(x_ND[s], distinct_UD, places_N[s]) for s in blocks(len(x_ND), 1, chunk)]
+        places_N, norm_N = place_K[guess.labels_N], guess.norm_N
+        labels = [_improve(x_ND[s], distinct_UD, places_N[s], norm_N[s]) for s in blocks(len(x_ND), 1, chunk)]
     return first_U[torch.cat(labels)] if labels else torch.empty(0, dtype=torch.int64, device=x_ND.device)
 
 
@@ -106,78 +115,90 @@ def _row_hash(rows_ND: Tensor) -> Tensor:
     return (mixed ^ (mixed >> 29)).sum(1)
 
 
-def _assign_chunk(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+def _improve(x_ND: Tensor, centroids_KD: Tensor, guess_N: Tensor, norm_N: Tensor) -> Tensor:
+    """Keeps every guess that beats the second best by more than the margin; the other rows are screened."""
+    margin_N, square_K = margin(norm_N, centroids_KD), (centroids_KD * centroids_KD).sum(1)
+    unsure = []
+    room: Tensor | None = None
+    with full_precision():
+        for s in _score_blocks(len(x_ND), centroids_KD):
+            room = torch.empty(s.stop - s.start, len(centroids_KD), device=x_ND.device) if room is None else room
+            scores_BK = torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2, out=room[: s.stop - s.start])
+            guess_B1 = guess_N[s, None]
+            own_B = scores_BK.gather(1, guess_B1)[:, 0]
+            gap = scores_BK.scatter_(1, guess_B1, torch.inf).amin(1) - own_B
+            unsure.append(~(gap > margin_N[s]))  # so written, a NaN is unsure
+    again = torch.cat(unsure).nonzero()[:, 0]
+    labels = guess_N.clone()
+    if len(again):
+        labels[again] = _screen(x_ND[again], centroids_KD)
+    return labels
+
+
+def rows_nearer(x_ND: Tensor, centroids_KD: Tensor, distance_N: Tensor) -> Tensor:
+    """int64: every row to which a centroid is nearer than its squared distance (float64 [N]), and few others."""
+    norm_N, square_K = x_ND.norm(dim=1), (centroids_KD * centroids_KD).sum(1)
+    with full_precision():
+        parts = [
+            torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2).amin(1) for s in _score_blocks(len(x_ND), centroids_KD)
+        ]
+    nearest_N = torch.cat(parts).double() + norm_N.double() ** 2
+    return (~(nearest_N - margin(norm_N, centroids_KD) > distance_N)).nonzero()[:, 0]
+
+
+def _screen(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+    """int64 [N]: labels of rows of which nothing is known."""
     if faiss is None or x_ND.device.type != "cpu":
-        return torch.cat([_assign_block(x_ND[s], centroids_KD) for s in _score_blocks(x_ND, centroids_KD)])
+        return _screen_by_products(x_ND, centroids_KD)
     index = faiss.IndexFlatL2(centroids_KD.shape[1])
     index.add(centroids_KD.numpy())
     near_N2, labels_N2 = index.search(x_ND.numpy(), 2)
     labels = torch.from_numpy(labels_N2[:, 0]).clone()
     gap = torch.from_numpy(near_N2[:, 1] - near_N2[:, 0])
-    unsure = (~(gap > margin(x_ND, centroids_KD))).nonzero()[:, 0]  # so written, a NaN is unsure
-    for s in _score_blocks(unsure, centroids_KD):
-        labels[unsure[s]] = _assign_block(x_ND[unsure[s]], centroids_KD)
-    return labels
-
-
-def _score_blocks(x_ND: Tensor, centroids_KD: Tensor) -> Iterator[slice]:
-    """Slices whose scores stay in the cache of a CPU, or within `SCORES` elsewhere."""
-    return blocks(len(x_ND), 1, SCORE_ROWS.get(x_ND.device.type, max(1, SCORES // len(centroids_KD))))
-
-
-def _scores(x_ND: Tensor, centroids_KD: Tensor, square_K: Tensor) -> Tensor:
-    """float32 [N, K]: the squared distances less |x|^2."""
-    with full_precision():
-        return torch.addmm(square_K, x_ND, centroids_KD.T, alpha=-2)
-
-
-def _assign_block(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    scores_NK = _scores(x_ND, centroids_KD, (centroids_KD * centroids_KD).sum(1))
-    return _settle(x_ND, centroids_KD, scores_NK, margin(x_ND, centroids_KD))
-
-
-def _improve_chunk(x_ND: Tensor, centroids_KD: Tensor, guess_N: Tensor) -> Tensor:
-    """Keeps every guess that beats the second best by more than the margin."""
-    labels, margin_N = guess_N.clone(), margin(x_ND, centroids_KD)
-    square_K = (centroids_KD * centroids_KD).sum(1)
-    for s in _score_blocks(x_ND, centroids_KD):
-        guess_B1 = guess_N[s, None]
-        scores_BK = _scores(x_ND[s], centroids_KD, square_K)
-        own_B1 = scores_BK.gather(1, guess_B1)
-        gap = scores_BK.scatter_(1, guess_B1, torch.inf).amin(1) - own_B1[:, 0]
-        unsure = (~(gap > margin_N[s])).nonzero()[:, 0]
-        if len(unsure):
-            again = scores_BK[unsure].scatter_(1, guess_B1[unsure], own_B1[unsure])
-            labels[s][unsure] = _settle(x_ND[s][unsure], centroids_KD, again, margin_N[s][unsure])
-    return labels
-
-
-def _settle(x_ND: Tensor, centroids_KD: Tensor, scores_NK: Tensor, margin_N: Tensor) -> Tensor:
-    """int64 [N]: the best score, or by the truth where a row has several centroids within the margin."""
-    best, labels = scores_NK.min(1)
-    near_NK = ~(scores_NK > (best + margin_N)[:, None])
-    unsure = (near_NK.sum(1) > 1).nonzero()[:, 0]
+    unsure = (~(gap > margin(x_ND.norm(dim=1), centroids_KD))).nonzero()[:, 0]
     if len(unsure):
-        labels[unsure] = _decide(x_ND[unsure], centroids_KD, near_NK[unsure])
+        labels[unsure] = _screen_by_products(x_ND[unsure], centroids_KD)
     return labels
 
 
-def margin(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    """float32 [N]: a gap of two float32 distances above it has the sign of the true gap."""
-    width = x_ND.shape[1]
-    reach = x_ND.norm(dim=1) + centroids_KD.norm(dim=1).max()
+def _screen_by_products(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+    """Screens with products of matrices, then decides each row that has several centroids within the margin."""
+    margin_N, square_K = margin(x_ND.norm(dim=1), centroids_KD), (centroids_KD * centroids_KD).sum(1)
+    labels, rows, columns = [], [], []
+    for s in _score_blocks(len(x_ND), centroids_KD):
+        with full_precision():
+            scores_BK = torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2)
+        best_B, label_B = scores_BK.min(1)
+        row, column = (~(scores_BK > (best_B + margin_N[s])[:, None])).nonzero(as_tuple=True)
+        several = (torch.bincount(row, minlength=len(label_B)) > 1)[row]
+        labels.append(label_B)
+        rows.append(row[several] + s.start)
+        columns.append(column[several])
+    return _decide(x_ND, centroids_KD, torch.cat(labels), torch.cat(rows), torch.cat(columns))
+
+
+def _score_blocks(rows: int, centroids_KD: Tensor) -> Iterator[slice]:
+    """Slices whose scores stay in the cache of a CPU, or within `SCORES` elsewhere."""
+    return blocks(rows, 1, SCORE_ROWS.get(centroids_KD.device.type, max(1, SCORES // len(centroids_KD))))
+
+
+def margin(norm_N: Tensor, centroids_KD: Tensor) -> Tensor:
+    """float32 [N]: a gap of two float32 distances above it has the sign of the true gap, for rows of these norms."""
+    width = centroids_KD.shape[1]
+    reach = norm_N + centroids_KD.norm(dim=1).max()
     return 2 * ((width + 16) * 2.0**-23 * reach * reach + width * 2.0**-120)  # the last: products that underflow
 
 
-def _decide(x_ND: Tensor, centroids_KD: Tensor, candidates_NK: Tensor) -> Tensor:
-    """int64 [N]: the nearest candidate by the truth, the lowest index on ties."""
-    row, column = candidates_NK.nonzero(as_tuple=True)
+def _decide(x_ND: Tensor, centroids_KD: Tensor, labels_N: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Labels, those of the rows in the pairs (row, column) by the truth: the nearest candidate, the lowest on ties."""
+    if len(row) == 0:
+        return labels_N
     parts = [squared_distances(x_ND[row[s]], centroids_KD[column[s]]) for s in row_blocks(x_ND, len(row))]
     distance = torch.cat(parts)
     best = distance.new_full((len(x_ND),), torch.inf).scatter_reduce_(0, row, distance, "amin")
     wins = distance == best[row]
-    labels = column.new_full((len(x_ND),), len(centroids_KD))
-    return labels.scatter_reduce_(0, row[wins], column[wins], "amin")
+    labels_N[row] = len(centroids_KD)
+    return labels_N.scatter_reduce_(0, row[wins], column[wins], "amin")
 
 
 @contextmanager

@@ -111,14 +111,14 @@ def read_items(lake: Lake, calendar: Calendar, buckets: int) -> tuple[np.ndarray
     milliseconds = rows.column("duration_ms").fill_null(0).to_numpy()
     durations = np.minimum((2 * np.log2(milliseconds / 1000 + 1)).astype(np.int64) + 1, DURATIONS) * (milliseconds > 0)
     vectors, vq, rq = read_codes(lake, calendar, ids)
-    plain = (1 + hash64(ids, 3) % buckets, authors, tags_of(rows, buckets), durations, vectors, vq, rq)
+    plain = (1 + hash64(ids, 3) % buckets, authors, tags_of(rows), durations, vectors, vq, rq)
     return ids, ItemFeatures(*(torch.from_numpy(np.ascontiguousarray(values)) for values in plain))
 
 
-def tags_of(rows: pa.Table, buckets: int) -> np.ndarray:
+def tags_of(rows: pa.Table) -> np.ndarray:
     """int64 [N, T]: a number for each tag of each item, 0 behind them."""
     tags = list_column(rows, "tags")
-    numbers = 1 + tags.flatten().dictionary_encode().indices.to_numpy().astype(np.int64) % buckets
+    numbers = 1 + tags.flatten().dictionary_encode().indices.to_numpy().astype(np.int64)
     return padded(numbers, np.diff(tags.offsets.to_numpy()), max(1, int(np.diff(tags.offsets.to_numpy()).max())))
 
 

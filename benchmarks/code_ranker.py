@@ -3,7 +3,7 @@
     python -m benchmarks.code_ranker --config conf/kuairand.yaml --set source.path=FOLDER [--set KEY=VALUE] [--fresh]
 
 Runs the stages up to `codes` for the configuration (what is done already is skipped), then trains one ranker a system and
-seed on the newest 250,000 impressions of the train days, ends training by the AUC on the validation days, and reads the
+seed on the newest 200,000 impressions of the train days, ends training by the AUC on the validation days, and reads the
 test days once. Systems: the base; the item vector as a frozen feature; VQ; RQ; both; and RQ in each of its three places
 alone. `difference` is that to the base, the mean over seeds, with the 95 % interval of a bootstrap over users, paired; it
 knows nothing of seeds, whose spread stands beside it. `unseen` is the AUC over items that the training has not shown.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.click_data import ClickData, Reading, read_click_data
 from model.auc import aucs, drawn_users, gaucs
@@ -43,7 +44,7 @@ from schemas.loader import load_config, to_mapping
 OUT = Path(__file__).resolve().parent / "out" / "code_ranker.jsonl"
 LABELS = ("click", "long_view", "like")
 HISTORY = 30
-TRAIN = 250_000
+TRAIN = 200_000
 RESAMPLES = 500
 BASE = RankerSettings()
 SYSTEMS: dict[str, RankerSettings] = {
@@ -136,7 +137,10 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--fresh", action="store_true", help="train every cell again")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: its default")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     config = load_config(options.config, overrides(options.set) | {"codes.enabled": True})
     lake, calendar = prepare(config)
     full = os.environ.get("FULL") == "1"

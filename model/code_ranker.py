@@ -38,10 +38,10 @@ class RankerSettings:
     places: tuple[Place, ...] = ("target", "sequence", "cross")
     width: int = 64
     hidden: tuple[int, ...] = (256, 64)
-    buckets: int = 20_000  # of users, of items, of authors and of tags
+    buckets: int = 20_000  # of the hashes of users, of items and of authors
     dropout: float = 0.2
-    learning_rate: float = 1e-3
-    batch: int = 1024
+    learning_rate: float = 2e-3
+    batch: int = 2048
     epochs: int = 6  # at most; training ends with the first that does not raise the AUC of the first label on validation
 
 
@@ -82,10 +82,10 @@ class CodeRanker(nn.Module):
         self.settings, width = settings, settings.width
         for field in fields(items):
             self.register_buffer(field.name, getattr(items, field.name), persistent=False)
-        sizes = {"users": settings.buckets + 1, "ids": settings.buckets + 1, "authors": settings.buckets + 1}
-        sizes["durations"] = int(items.durations_N.max()) + 1
+        known = {"ids": items.ids_N, "authors": items.authors_N, "durations": items.durations_N, "tags": items.tags_NT}
+        sizes = {"users": settings.buckets + 1, **{name: int(values.max()) + 1 for name, values in known.items()}}
+        self.tags = nn.EmbeddingBag(sizes.pop("tags"), width, mode="mean", padding_idx=0)
         self.tables = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in sizes.items()})
-        self.tags = nn.EmbeddingBag(settings.buckets + 1, width, mode="mean", padding_idx=0)
         if "vector" in settings.kinds:
             self.vector = nn.Linear(items.vectors_NV.shape[1], width)
         if "vq" in settings.kinds:

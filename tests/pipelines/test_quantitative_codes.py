@@ -103,7 +103,7 @@ def test_search_by_lists_says_what_it_finds(lake: Lake, engines: Engines) -> Non
     exact, recalls = rows_of(lake), {}
     for probes in (1, 5):
         codes = dataclasses.replace(CONFIG.codes, search="lists", probes=probes)
-        result = both(lake, engines, dataclasses.replace(CONFIG, codes=codes))
+        result = quantitative_codes.run(context("codes", lake, engines, dataclasses.replace(CONFIG, codes=codes)))
         found, recalls[probes] = rows_of(lake), result.metrics["vq_recall"]
         shares = [len({*found[i]["vq"]} & {*exact[i]["vq"]}) for i in exact if exact[i]["date"] == FIT_DAY]
         assert recalls[probes] == pytest.approx(sum(shares) / (7 * len(shares)))

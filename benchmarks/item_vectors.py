@@ -5,7 +5,9 @@ on held-out days, both of them, at most `item_pairs.window` positives and `item_
 split by user: the held-out positive with those before it), each once in either direction. Told is the share of them whose
 partner is among the k nearest of all items by cosine; among equals the order is random, so a tie counts by its chance.
 `all` are all such pairs, `unseen` those without a co-occurrence up to the fit day, `cold` those of a query item that
-has no pair up to it. Intervals are of 95 %, by resampling query items. `popularity` ranks by train pairs, alike for all.
+has no pair up to it. Popular items are partners of everything, so vectors that say little but how popular an item is
+do well there; in `even` every partner counts alike, however often it is one, which such vectors gain nothing by. Intervals
+are of 95 %, by resampling query items. `popularity` ranks by train pairs, alike for all queries.
 
     python -m benchmarks.item_vectors --config conf/kuairand.yaml [--set KEY=VALUE] [--days validation] [--fresh]
 
@@ -27,11 +29,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from model.ranking_metrics import bootstrap_means, estimates
+from model.ranking_metrics import bootstrap_means
 from pipelines import embed
 from pipelines.cli import overrides
 from pipelines.engines import Engines
-from pipelines.item_vectors import DayItems, item_vectors, normalised
+from pipelines.item_vectors import DayItems, Fitted, item_vectors, normalised
 from pipelines.pair_vectors import summed_pairs
 from pipelines.ray_tables import read_arrow
 from pipelines.stage import StageContext
@@ -44,7 +46,7 @@ from schemas.loader import load_config
 
 OUT = Path(__file__).resolve().parent / "out" / "item_vectors.jsonl"
 CUTOFFS = (10, 50, 100)
-SLICES = ("all", "unseen", "cold")
+SLICES = ("all", "even", "unseen", "cold")
 RESAMPLES, CHUNK = 1000, 256
 HOUR_US = 3_600_000_000
 Source = Literal["text", "pairs", "attributes", "vector", "aligned"]
@@ -66,6 +68,7 @@ class Bench:
 
     def __init__(self, config: Config, role: str, engines: Engines) -> None:
         self.config, self.lake, self.role, self.engines = config, lake_of(config), role, engines
+        self.aligners: dict[str, Fitted] = {}
         self.calendar = log_calendar(config, self.lake)
         self.held_out = self.calendar.test if role == "test" else self.calendar.validation
         self.pins = {name: self.lake.version(name) or 0 for name in ("items", "item_pairs", "user_sequences")}
@@ -94,10 +97,11 @@ class Bench:
         self.lost -= len(pairs)
         self.query, self.partner = (self._places(side) for side in pairs.T)
         seen = {(a, b) for row in ends.tolist() for a, b in (row, row[::-1])}
-        self.slices = {
-            "all": np.ones(len(pairs), bool),
-            "unseen": np.array([tuple(pair) not in seen for pair in pairs.tolist()], bool),
-            "cold": ~np.isin(pairs[:, 0], ends),
+        self.slices = {  # weight of each pair
+            "all": np.ones(len(pairs)),
+            "even": 1.0 / np.bincount(self.partner)[self.partner],
+            "unseen": np.array([tuple(pair) not in seen for pair in pairs.tolist()], np.float64),
+            "cold": (~np.isin(pairs[:, 0], ends)).astype(np.float64),
         }
         kept = np.isin(ends, self.ids).all(1)
         self.popularity = np.zeros(len(self.ids))
@@ -132,12 +136,21 @@ class Bench:
             yield own.tolist(), when.tolist()
 
     def vectors(self, config: Config) -> np.ndarray:
-        """float32 [N, W] of length 1 or zero, as stage embed would make them."""
-        context, fit_day = self.context(config), self.calendar.fit_day
-        usable = embed.usable_sources(context, self.days[fit_day].items)
+        """float32 [N, W] of length 1 or zero, as stage embed would make them. An aligner is trained once."""
+        model = config.embed.aligned.model if "aligned" in config.embed.sources else ""
+        if not model:
+            fitted = self._fit(config)
+        else:
+            if model not in self.aligners:
+                beside = replace(config.embed, sources=("aligned", "pairs"), weights=(1.0, 1.0))
+                self.aligners[model] = self._fit(replace(config, embed=beside))
+            fitted = replace(self.aligners[model], sources=config.embed.sources)
+        return normalised(np.concatenate([item_vectors(day, fitted, config.embed)[0] for day in self.days.values()]))
+
+    def _fit(self, config: Config) -> Fitted:
+        context, day = self.context(config), self.days[self.calendar.fit_day]
         with tempfile.TemporaryDirectory() as scratch:
-            made = embed.fit(context, self.days[fit_day], usable, Path(scratch) / "align")
-        return normalised(np.concatenate([item_vectors(day, made.fitted, config.embed)[0] for day in self.days.values()]))
+            return embed.fit(context, day, embed.usable_sources(context, day.items), Path(scratch) / "align").fitted
 
     def told(self, vectors: np.ndarray | None) -> np.ndarray:
         """float64 [pairs, cut-offs]: the chance that the partner is among the k nearest; by popularity without vectors."""
@@ -159,12 +172,16 @@ class Bench:
 
     def measure(self, vectors: np.ndarray | None) -> dict[str, Any]:
         told, row = self.told(vectors), {}
-        for name, part in self.slices.items():
+        for name, weights in self.slices.items():
+            part = weights > 0
             if not part.any():
                 continue
-            draws = bootstrap_means(told[part], self.query[part], RESAMPLES, seed=0)
-            for k, found in zip(CUTOFFS, estimates(told[part], draws, 0.95), strict=True):
-                row[f"{name}@{k}"] = {"value": found.value, "low": found.low, "high": found.high}
+            values = np.column_stack([told, np.ones(len(told))])[part] * weights[part, None]
+            draws = bootstrap_means(values, self.query[part], RESAMPLES, seed=0)
+            mean, bounds = values.mean(0), np.quantile(draws[:, :-1] / draws[:, -1:], [0.025, 0.975], axis=0)
+            for place, k in enumerate(CUTOFFS):
+                value, (low, high) = mean[place] / mean[-1], bounds[:, place]
+                row[f"{name}@{k}"] = {"value": float(value), "low": float(low), "high": float(high)}
         return row
 
 
@@ -203,7 +220,9 @@ def main() -> None:
         "set": sorted(options.set),
         "items": len(bench.ids),
     }
-    size |= {f"pairs_{name}": int(part.sum()) for name, part in bench.slices.items()} | {"pairs_unknown": bench.lost}
+    size |= {f"pairs_{name}": int((w > 0).sum()) for name, w in bench.slices.items() if name != "even"} | {
+        "pairs_unknown": bench.lost
+    }
     print(json.dumps(size), flush=True)
     OUT.parent.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.is_file() else []

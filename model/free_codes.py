@@ -125,7 +125,7 @@ def _scores(x_RD: Tensor, centroids_KD: Tensor) -> tuple[np.ndarray, list[float]
     """float32 [R, K]: squared distances without the row's own square, and the gap [R] from which their order is sure."""
     with full_precision():
         scores_RK = torch.addmm((centroids_KD * centroids_KD).sum(1), x_RD, centroids_KD.T, alpha=-2)
-    return scores_RK.numpy(), margin(x_RD, centroids_KD).tolist()
+    return scores_RK.numpy(), margin(x_RD.norm(dim=1), centroids_KD).tolist()
 
 
 def _nearest(x_D: Tensor, centroids_KD: Tensor, scores_K: np.ndarray, reach: float) -> int:

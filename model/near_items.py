@@ -81,7 +81,7 @@ def _screen(x_ND: Tensor, items_UD: Tensor, k: int, own_N: Tensor) -> tuple[Tens
     has_own = (own_N >= 0).nonzero()[:, 0]
     scores_NU[has_own, own_N[has_own]] = torch.inf
     last_N = scores_NU.topk(min(k, len(items_UD)), largest=False).values[:, -1]
-    near_NU = ~(scores_NU > (last_N + margin(x_ND, items_UD))[:, None])  # so written, a NaN is near
+    near_NU = ~(scores_NU > (last_N + margin(x_ND.norm(dim=1), items_UD))[:, None])  # so written, a NaN is near
     near_NU[has_own, own_N[has_own]] = False
     row, column = near_NU.nonzero(as_tuple=True)
     return row, column

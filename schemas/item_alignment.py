@@ -21,7 +21,7 @@ class ItemAlignmentConfig:
     kinds: tuple[Literal["cooccurrence", "swing", "user_to_item"], ...] = ("cooccurrence",)
     model: Literal["mlp", "qformer"] = "mlp"
     width: int = 64  # of the aligned vector; of qformer, all queries side by side
-    hidden: int = 256
+    hidden: int = 128
     layers: int = 2
     heads: int = 4  # of qformer
     queries: int = 4  # of qformer

@@ -128,14 +128,14 @@ def report(config: Config, date: datetime.date | None) -> Drift:
     codebook, or no ids of that day, ConfigError for the day of a fit."""
     lake = lake_of(config)
     there = lake.identities(IDS)
+    if date in there and lake.manifest("tokenize", there[date]) is not None:
+        raise ConfigError(f"--date {date} is the day of a fit, and its items made the codebook; give a later day.")
     fit_day, _ = newest_codebook(lake, date or datetime.date.max)
     if fit_day is None:
         before = f" from before {date}" if date else ""
         raise MissingUpstream(f"{lake.root} has no codebook{before}; run `lazyrec run` without --date first.")
     if date is not None and date not in there:
         raise MissingUpstream(f"Table {IDS} has no partition {date}; run the night of that day first.")
-    if date is not None and lake.manifest("tokenize", there[date]) is not None:
-        raise ConfigError(f"--date {date} is the day of a fit, and its items made the codebook; give a later day.")
     days = [day for day in there if day > fit_day] if date is None else [date]
     return drift_of(lake, config.tokenize, fit_day, days)
 

@@ -91,7 +91,7 @@ def test_ranks_order_by_positives_then_id_and_later_days_follow(lake: Lake, engi
 
 @pytest.mark.parametrize("rule", ["rank", "level", "nearest_free"])
 def test_appending_days_moves_no_code_and_no_rank(tmp_path, engines: Engines, rule: str) -> None:
-    config = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, collisions=rule))
+    config = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, codes=6, collisions=rule))
     whole, grown = Lake(str(tmp_path / "whole")), Lake(str(tmp_path / "grown"))
     small_lake(whole)
     version = both(whole, engines, config).tables["semantic_ids"]

@@ -27,17 +27,12 @@ import numpy as np
 import torch
 
 from benchmarks.click_data import ClickData, Reading, read_click_data
+from benchmarks.lakes import prepare
 from model.auc import aucs, drawn_users, gaucs
 from model.code_ranker import RankerSettings, fit_ranker, predict
 from pipelines.cli import overrides
-from pipelines.progress import Progress
-from pipelines.run import run_steps, running
-from pipelines.source_logs import ingest_logs, with_logs
-from pipelines.steps import Step
-from schemas.calendar import Calendar, log_calendar
-from schemas.config import Config
 from schemas.errors import ConfigError
-from schemas.lake import Lake, lake_of
+from schemas.lake import lake_of
 from schemas.lineage import CODES, EMBED, ITEM_PAIRS, SEQUENCES, digest
 from schemas.loader import load_config, to_mapping
 
@@ -57,18 +52,6 @@ SYSTEMS: dict[str, RankerSettings] = {
     "rq, sequence": dataclasses.replace(BASE, kinds=("rq",), places=("sequence",)),
     "rq, cross": dataclasses.replace(BASE, kinds=("rq",), places=("cross",)),
 }
-
-
-def prepare(config: Config) -> tuple[Lake, Calendar]:
-    """Runs what is stale of the stages up to `codes`. Raises ConfigError for a split by user."""
-    if config.split.by == "user":
-        raise ConfigError("The benchmark needs test days; set split.by to days.")
-    with running(config, Progress()) as runner:
-        runner.config = with_logs(config, runner.engines, runner.progress)[0]
-        ingest_logs(runner, False)
-        calendar = log_calendar(config, runner.lake)
-        run_steps(runner, [Step(spec, calendar) for spec in (SEQUENCES, ITEM_PAIRS, EMBED, CODES)], False)
-    return lake_of(config), calendar
 
 
 def scores_of(data: ClickData, system: str, seed: int, name: str, fresh: bool) -> np.ndarray:
@@ -142,7 +125,9 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     config = load_config(options.config, overrides(options.set) | {"codes.enabled": True})
-    lake, calendar = prepare(config)
+    if config.split.by == "user":
+        raise ConfigError("The benchmark needs test days; set split.by to days.")
+    calendar, lake = prepare(config, (SEQUENCES, ITEM_PAIRS, EMBED, CODES)), lake_of(config)
     full = os.environ.get("FULL") == "1"
     reading = Reading(LABELS, config.targets.positive, HISTORY, sys.maxsize if full else TRAIN, BASE.buckets)
     data = read_click_data(lake, calendar, reading)

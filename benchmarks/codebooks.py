@@ -26,6 +26,7 @@ the whole demo.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -42,26 +43,22 @@ import faiss
 import numpy as np
 import torch
 
+from benchmarks.lakes import prepare
 from model.codebook_metrics import collisions, hourglass, level_use, prefix_labels, purity, rebuilt, reconstruction
 from model.rq_kmeans import fit
 from model.rq_vae import RqVaeSize, train_rq_vae
 from pipelines.codebook_report import tags_of
 from pipelines.item_vectors import matrix_of
-from pipelines.progress import Progress
 from pipelines.ray_tables import read_arrow
-from pipelines.run import running
-from pipelines.source_logs import ingest_logs, with_logs
-from pipelines.steps import whole_run
-from schemas.calendar import log_calendar
 from schemas.config import Config, TokenizeConfig
 from schemas.lake import Lake, lake_of
+from schemas.lineage import EMBED, ITEM_PAIRS, SEQUENCES
 from schemas.loader import load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("LAZYREC_DATA", REPOSITORY.parent / "shared" / "data"))
 OUT = REPOSITORY / "benchmarks" / "out" / "codebooks.jsonl"
 WORKS = {"kuairand": "kuairand_pure", "movielens": "ml_latest_small", "demo": ""}  # configuration: its data
-LAST_STAGE = "embed"
 FULL = os.environ.get("FULL") == "1"
 EPOCHS = 1000 if FULL else 200
 MOST_STEPS = 1_000_000  # of a system whose end is a time
@@ -128,28 +125,18 @@ SYSTEMS: dict[str, Callable[[Items, TokenizeConfig], Coded]] = {
 }
 
 
-def prepare(work: str, lakes: Path) -> Config:
-    """Runs the stages up to `embed`."""
+def config_of(work: str, lakes: Path) -> Config:
     settings: dict[str, Any] = {"lake": str(lakes / work)}
     if WORKS[work]:
         settings["source.path"] = str(DATA / WORKS[work])
     elif not FULL:
         settings["simulate.impressions"] = 200_000  # the catalogue is the demo's all the same
-    config = load_config(str(REPOSITORY / "conf" / f"{work}.yaml"), settings)
-    with running(config, Progress()) as runner:
-        runner.config = with_logs(config, runner.engines, runner.progress)[0]
-        ingest_logs(runner, False)
-        for step in whole_run(log_calendar(config, runner.lake)):
-            runner.run_stage(step)
-            if step.spec.name == LAST_STAGE:
-                return config
-    raise AssertionError(f"no stage {LAST_STAGE}")
+    return load_config(str(REPOSITORY / "conf" / f"{work}.yaml"), settings)
 
 
-def items_of(lake: Lake, config: Config) -> Items:
+def items_of(lake: Lake, fit_day: datetime.date) -> Items:
     version = lake.version("item_embeddings")
     assert version is not None
-    fit_day = log_calendar(config, lake).fit_day
     rows = read_arrow(lake, "item_embeddings", version, ["item_id", "vector"], [fit_day]).sort_by("item_id")
     ids = rows.column("item_id").to_numpy()
     return Items(torch.tensor(ids), torch.tensor(matrix_of(rows.column("vector"))), *tags_of(lake, ids))
@@ -192,8 +179,8 @@ def cells(lakes: Path, seeds: int, rows: list[dict[str, Any]]) -> Iterator[dict[
         if data and not (DATA / data).is_dir():
             print(f"{work}: its data is not at {DATA / data}; set LAZYREC_DATA to the folder of {data}.", file=sys.stderr)
             continue
-        config = prepare(work, lakes)
-        items = items_of(lake_of(config), config)
+        config = config_of(work, lakes)
+        items = items_of(lake_of(config), prepare(config, (SEQUENCES, ITEM_PAIRS, EMBED)).fit_day)
         size = {"items": len(items.ids_N), "dimensions": items.x_ND.shape[1]}
         size |= {"levels": config.tokenize.levels, "codes": config.tokenize.codes}
         for key in todo:

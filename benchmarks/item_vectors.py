@@ -88,7 +88,7 @@ class Bench:
 
     def _truth(self) -> None:
         """`query` and `partner`: places among `ids` of each pair, and its slices."""
-        known = summed_pairs(self.lake, self.pins["item_pairs"], embed.train_days(self.context(self.config)))
+        known = summed_pairs(self.lake, self.pins["item_pairs"], self.calendar.until_fit)
         ends = np.stack([known.column(name).to_numpy() for name in ("item_a", "item_b")], axis=1)
         weight = known.column("weight").to_numpy()
         pairs = np.array(sorted({pair for a, b in self._together() for pair in ((a, b), (b, a))})).reshape(-1, 2)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.kmeans import Clusters, Grid, grid_of
+from model.kmeans import Clusters, Grid, grid_of, means_of
 from model.nearest import blocks, full_precision, label_distances, margin, row_blocks, squared_distances
 from model.reduction import Alone, Reducer
 from model.seeding import seed_centroids
@@ -65,8 +65,7 @@ def means(x_ND: Tensor, labels_N: Tensor, centroids_KD: Tensor, grid: Grid, redu
         sums_KD.index_add_(0, labels_N[s], (x_ND[s].double() * grid.coordinate).long())  # cut to the grid
     sums_KD = reducer.reduce(sums_KD, "sum")
     counts_K = reducer.reduce(torch.bincount(labels_N, minlength=len(centroids_KD)), "sum")
-    mean_KD = (sums_KD.double() / counts_K.clamp(min=1)[:, None] / grid.coordinate).float()
-    return torch.where(counts_K[:, None] > 0, mean_KD, centroids_KD), counts_K
+    return means_of(sums_KD, counts_K, centroids_KD, grid), counts_K
 
 
 def inertia_of(x_ND: Tensor, labels_N: Tensor, centroids_KD: Tensor, grid: Grid, reducer: Reducer) -> float:

@@ -140,7 +140,7 @@ def one_vector(aligned_BQD: Tensor) -> Tensor:
 def aligned_vectors(aligner: Aligner, content_NW: Tensor, chunk: int = 8192) -> Tensor:
     """float32 [N, width] of length 1, zero for an item without content; `aligner` is in evaluation mode."""
     parts = [one_vector(aligner(part)) * part.any(1, keepdim=True) for part in content_NW.split(chunk) if len(part)]
-    width = sum(aligner.out.weight.shape[:1]) * (len(aligner.queries) if isinstance(aligner, QFormerAligner) else 1)
+    width = aligner.out.out_features * (len(aligner.queries) if isinstance(aligner, QFormerAligner) else 1)
     return torch.cat(parts) if parts else content_NW.new_zeros(0, width)
 
 

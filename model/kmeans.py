@@ -157,11 +157,15 @@ def spread_of(x_ND: Tensor, sum_D: Tensor, rows: Tensor, grid: Grid, reducer: Re
     return Spread(mean_D, int(reducer.reduce(local.reshape(1), "sum")) / grid.distance)
 
 
+def means_of(sums_KD: Tensor, counts_K: Tensor, centroids_KD: Tensor, grid: Grid) -> Tensor:
+    """float32 [K, D]: sums on the grid by their counts; a cluster without rows keeps its centroid."""
+    mean_KD = (sums_KD.double() / counts_K.clamp(min=1)[:, None] / grid.coordinate).float()
+    return torch.where(counts_K[:, None] > 0, mean_KD, centroids_KD)
+
+
 def _update(x_ND: Tensor, ids_N: Tensor, centroids_KD: Tensor, seen: Pass, grid: Grid, reducer: Reducer) -> Tensor:
     """float32 [K, D]: the means, and the split of the largest clusters where others are empty."""
-    count_K1 = seen.counts_K.clamp(min=1)[:, None]
-    mean_KD = (seen.sums_KD.double() / count_K1 / grid.coordinate).float()
-    moved_KD = torch.where(seen.counts_K[:, None] > 0, mean_KD, centroids_KD)
+    moved_KD = means_of(seen.sums_KD, seen.counts_K, centroids_KD, grid)
     empty = (seen.counts_K == 0).nonzero()[:, 0]
     if len(empty) == 0:
         return moved_KD

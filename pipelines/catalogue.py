@@ -6,9 +6,11 @@ import datetime
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from pipelines.codebook import codebook_manifest
 from pipelines.ray_tables import read_arrow
-from schemas.errors import ContractViolation, MissingUpstream
+from schemas.errors import ContractViolation
 from schemas.lake import Lake
 
 
@@ -51,7 +53,8 @@ def load_catalogue(lake: Lake, version: int, fit_day: datetime.date, until: date
             f"{fit_day} to {until}; run stage tokenize with --force, so that all items have codes of one."
         )
     (codebook,) = versions
-    levels, num_codes = shape_of(lake, codebook)
+    manifest = codebook_manifest(lake, codebook)
+    levels, num_codes = manifest["levels"], manifest["codes"]
     table = table.sort_by("item_id")
     codes = table.column("codes").combine_chunks()
     lengths, flat = np.unique(np.diff(codes.offsets.to_numpy())), codes.flatten().to_numpy()
@@ -70,9 +73,7 @@ def load_catalogue(lake: Lake, version: int, fit_day: datetime.date, until: date
     )
 
 
-def shape_of(lake: Lake, codebook: str) -> tuple[int, int]:
-    """Levels of an item's codes, and codes a level. Raises MissingUpstream where the lake has no such codebook."""
-    manifest = lake.manifest("tokenize", codebook)
-    if manifest is None:
-        raise MissingUpstream(f"The lake {lake.root} holds no codebook {codebook}; run stage tokenize.")
-    return manifest["levels"], manifest["codes"]
+def codes_matrix(codes: pa.ChunkedArray) -> np.ndarray:
+    """int32 [N, L], read-only: the ids of at least one item, all of one codebook."""
+    lists = codes.combine_chunks()
+    return lists.flatten().to_numpy().reshape(len(lists), -1)

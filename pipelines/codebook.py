@@ -4,6 +4,7 @@ and order_0 to order_L-1 where its codes were renumbered."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,11 +26,18 @@ def save_codebook(folder: Path, codebook: Codebook, version: str = "") -> None:
     )
 
 
+def codebook_manifest(lake: Lake, version: str) -> dict[str, Any]:
+    """What the fit left beside the codebook of `version`. Raises MissingUpstream where the lake has no complete one."""
+    manifest = lake.manifest("tokenize", version)
+    if manifest is None:
+        raise MissingUpstream(f"The lake {lake.root} holds no codebook {version}; run stage tokenize.")
+    return manifest
+
+
 def load_codebook(lake: Lake, version: str) -> Codebook:
     """The frozen codebook of `version`. Raises MissingUpstream where the lake has no complete one, ContractViolation where
     the file there is another's."""
-    if lake.manifest("tokenize", version) is None:
-        raise MissingUpstream(f"The lake {lake.root} holds no codebook {version}; run stage tokenize.")
+    codebook_manifest(lake, version)
     folder = lake.artifact("tokenize", version)
     refuse_other_file(folder / FILE, version)
     return read_codebook(folder)

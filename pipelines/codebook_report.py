@@ -34,6 +34,7 @@ from model.codebook_metrics import (
 )
 from model.rq_kmeans import Codebook
 from pipelines import report_plots as plots
+from pipelines.catalogue import codes_matrix
 from pipelines.codebook import load_codebook
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import newest_rows, read_arrow
@@ -161,8 +162,7 @@ def newest_codes(lake: Lake) -> Coded | None:
     newest = rows.filter(pc.equal(rows.column("date"), pc.max(rows.column("date"))))
     codebook = newest.column("codebook_version")[0].as_py()
     rows = rows.filter(pc.equal(rows.column("codebook_version"), codebook)).sort_by("item_id")
-    codes = rows.column("codes").combine_chunks()
-    codes_NL = torch.from_numpy(codes.flatten().to_numpy().copy()).reshape(len(rows), -1)
+    codes_NL = torch.from_numpy(codes_matrix(rows.column("codes")).copy())
     days = rows.column("date").to_numpy().astype("datetime64[D]")
     levels = len((lake.manifest("tokenize", codebook) or {}).get("inertia", codes_NL[0]))
     return Coded(rows.column("item_id").to_numpy(), days, codes_NL[:, :levels], collisions(codes_NL), codebook)

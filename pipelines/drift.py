@@ -21,6 +21,7 @@ from rich.table import Table as Grid
 from model.codebook_metrics import collisions
 from model.drift import CodebookUse, LevelDrift, code_counts, codebook_use, known_codes, level_drifts
 from model.rq_kmeans import encode
+from pipelines.catalogue import codes_matrix
 from pipelines.codebook import load_codebook
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_arrow
@@ -106,8 +107,8 @@ def use_of(lake: Lake, version: str, days: list[datetime.date], chunk: int) -> t
 
 def ids_of(lake: Lake, day: datetime.date, levels: int) -> np.ndarray:
     """int32 [N, L]: the first codes of the ids of a day."""
-    codes = read_arrow(lake, IDS, lake.open(IDS).version(), ["codes"], [day]).column("codes").combine_chunks()
-    return codes.flatten().to_numpy().reshape(len(codes), -1)[:, :levels]
+    rows = read_arrow(lake, IDS, lake.open(IDS).version(), ["codes"], [day])
+    return codes_matrix(rows.column("codes"))[:, :levels]
 
 
 def reasons_of(limits: DriftConfig, levels: list[LevelDrift], more_collisions: float) -> list[str]:

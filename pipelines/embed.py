@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipelines.item_vectors import DayItems, Fitted, aligner_blocks, fit_parts, item_vectors, with_neighbours
 from pipelines.pair_vectors import ppmi_svd_task
-from pipelines.ray_tables import newest_rows, read_arrow, replace_days
+from pipelines.ray_tables import lists_of, newest_rows, read_arrow, replace_days
 from pipelines.stage import StageContext, StageResult
 from pipelines.text_encoder import Components, encode_days, encoder_source, principal_components, text_of
 from schemas.errors import ContractViolation, MissingUpstream
@@ -136,13 +136,9 @@ def usable_sources(context: StageContext, items: pa.Table) -> Usable:
     return Usable(usable, content if "aligned" in usable else (), notes)
 
 
-def train_days(context: StageContext) -> list[datetime.date]:
-    return [day for day in context.calendar.days if day <= context.calendar.fit_day]
-
-
 def pairs_of(context: StageContext, kinds: Iterable[str]) -> int:
     """Rows of item_pairs of these kinds up to the fit day; reads one column."""
-    kinds_read = read_arrow(context.lake, "item_pairs", context.pins["item_pairs"], ["kind"], train_days(context))
+    kinds_read = read_arrow(context.lake, "item_pairs", context.pins["item_pairs"], ["kind"], context.calendar.until_fit)
     return int(pc.sum(pc.is_in(kinds_read.column("kind"), pa.array(list(kinds)))).as_py() or 0)
 
 
@@ -181,7 +177,7 @@ def fit(context: StageContext, day: DayItems, usable: Usable, scratch: Path) -> 
     pairs = np.zeros(0, np.int64), np.zeros((0, settings.pairs_width), np.float32)
     if "pairs" in usable.sources:
         task = context.engines.ray().remote(ppmi_svd_task)
-        arguments = (absolute(context.lake), context.pins["item_pairs"], train_days(context), settings.pairs_width)
+        arguments = (absolute(context.lake), context.pins["item_pairs"], context.calendar.until_fit, settings.pairs_width)
         pairs = context.engines.ray().get(task.remote(*arguments))
         context.say(f"{len(pairs[0]):,} items have pairs")
     components = Components(np.zeros(0), np.zeros((0, 0)))
@@ -202,7 +198,7 @@ def aligned(context: StageContext, day: DayItems, made: Fit, scratch: Path) -> F
     blocks = aligner_blocks(day, fitted, settings)
     version, lake = context.pins["item_pairs"], absolute(context.lake)
     found = align_items(
-        context.engines.ray(), lake, version, train_days(context), day.ids, blocks, settings.aligned, scratch
+        context.engines.ray(), lake, version, context.calendar.until_fit, day.ids, blocks, settings.aligned, scratch
     )
     shutil.rmtree(scratch)
     if found is not None:
@@ -233,13 +229,11 @@ def keep(context: StageContext, identity: str, path: Path, made: Fit) -> None:
 def partition(day: DayItems, date: datetime.date, fitted: Fitted, context: StageContext) -> pa.Table:
     """The rows of item_embeddings of one day."""
     vectors, sources = item_vectors(day, fitted, context.config.embed)
-    width = vectors.shape[1]
-    flat = pa.array(vectors.ravel(), pa.float32())
     return pa.table(
         {
             "item_id": day.items.column("item_id"),
             "date": pa.array([date] * len(vectors), pa.date32()),
-            "vector": pa.FixedSizeListArray.from_arrays(flat, width).cast(pa.list_(pa.float32())),
+            "vector": lists_of(vectors),
             "sources": pa.array(sources, pa.list_(pa.string())),
         },
         schema=ITEM_EMBEDDINGS.schema,

@@ -24,7 +24,7 @@ COLUMNS = ("user_id", "ts_us", "feedback", "item_ids")
 def train_positives(context: StageContext, item_ids: np.ndarray) -> np.ndarray:
     """int64 [N]: train positives of each of `item_ids` (sorted) up to the fit day, counted in Ray Data tasks."""
     context.engines.ray()
-    days = [day for day in context.calendar.days if day <= context.calendar.fit_day]
+    days = context.calendar.until_fit
     version = context.pins["user_sequences"]
     mask = mask_of(context.config.targets.positive)
     roles = None

@@ -30,7 +30,7 @@ from pipelines.codebook import read_codebook, save_codebook
 from pipelines.codebook_report import codebook_metrics
 from pipelines.embed import refuse_stale_fit
 from pipelines.item_vectors import matrix_of
-from pipelines.ray_tables import read_arrow, replace_days
+from pipelines.ray_tables import lists_of, read_arrow, replace_days
 from pipelines.stage import StageContext, StageResult
 from schemas.config import CodesConfig
 from schemas.errors import ContractViolation
@@ -134,12 +134,11 @@ def table_of(
 ) -> pa.Table:
     known = near_NK >= 0
     offsets = np.concatenate([[0], known.sum(1).cumsum(0).numpy()]).astype(np.int32)
-    levels = pa.FixedSizeListArray.from_arrays(pa.array(rq_NL.numpy().ravel(), pa.int32()), rq_NL.shape[1])
     columns = {
         "item_id": ids_N.numpy(),
         "date": pa.array([day] * len(ids_N), pa.date32()),
         "vq": pa.ListArray.from_arrays(pa.array(offsets), pa.array(book_ids_M[near_NK[known]].numpy())),
-        "rq": levels.cast(pa.list_(pa.int32())),
+        "rq": lists_of(rq_NL.numpy()),
         "codebook_version": pa.array([version] * len(ids_N), pa.string()),
     }
     return pa.table(columns, schema=ITEM_CODES.schema)

@@ -52,6 +52,12 @@ def read_arrow(
     return dataset.to_table(columns=list(columns) if columns else None, filter=None if days is None else days_filter(days))
 
 
+def lists_of(matrix: np.ndarray) -> pa.ListArray:
+    """The rows of a matrix [N, L], of its own type, as lists: tables have none of a fixed size."""
+    values = pa.array(matrix.ravel())
+    return pa.FixedSizeListArray.from_arrays(values, matrix.shape[1]).cast(pa.list_(values.type))
+
+
 def newest_rows(table: pa.Table, key: str, until: datetime.date | None = None) -> pa.Table:
     """The row of each `key` with the newest date, at or before `until` where it is given; ascending by key."""
     if until is not None:

@@ -22,7 +22,7 @@ import torch
 
 from pipelines.bundle import Bundle
 from pipelines.collate import EVENTS, requests_as_of
-from pipelines.ray_tables import days_filter, newest_rows, read_arrow, replace_days
+from pipelines.ray_tables import days_filter, lists_of, newest_rows, read_arrow, replace_days
 from pipelines.registry import CHAMPION
 from pipelines.split import day_start_us
 from pipelines.stage import StageContext, StageResult
@@ -130,13 +130,12 @@ class Recommender:
             ranking = self.bundle.ranker.ranking(requests, settings.items, beam, settings.mask_seen, self.withheld)
         user, rank = np.nonzero(ranking.items.numpy() >= 0)
         log_probs = ranking.log_probs.numpy()[user, rank]
-        flat = pa.array(log_probs.ravel(), pa.float32())
         columns = {
             "user_id": users.column("user_id").to_numpy()[user],
             "date": pa.array([self.day] * len(user), pa.date32()),
             "rank": rank.astype(np.int32),
             "item_id": catalogue.item_ids[ranking.items.numpy()[user, rank]],
-            "log_probs": pa.FixedSizeListArray.from_arrays(flat, log_probs.shape[1]).cast(pa.list_(pa.float32())),
+            "log_probs": lists_of(log_probs),
             "codebook_version": [catalogue.codebook_version] * len(user),
             "model_version": [self.settings["model"]] * len(user),
         }

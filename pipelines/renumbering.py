@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from model.renumber import kept_prefixes, matching_numbers, renumber_codebook, renumber_codes
 from model.rq_kmeans import Codebook
+from pipelines.catalogue import codes_matrix
 from pipelines.codebook_fit import CodebookFit
 from pipelines.ray_tables import read_arrow
 from pipelines.stage import StageContext
@@ -51,8 +52,7 @@ def renumbered(context: StageContext, fitted: CodebookFit) -> Renumbered:
         note = f"Codebook {earlier} of {day} knows no item of the new one, whose numbers have nothing to do with it."
         return Renumbered(fitted.codebook, fitted.codes, notes=[note])
     levels, k = fitted.codebook.levels, fitted.codebook.codes
-    ids = rows.column("codes").combine_chunks()  # a further level may follow the codebook's
-    old = ids.flatten().to_numpy().reshape(len(ids), -1)[theirs, :levels]
+    old = codes_matrix(rows.column("codes"))[theirs, :levels]  # a further level may follow the codebook's
     numbers = matching_numbers(fitted.codes[ours], old, k)
     codes = renumber_codes(fitted.codes, numbers)
     kept = kept_prefixes(codes[ours], old)

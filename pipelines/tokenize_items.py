@@ -21,7 +21,8 @@ import pyarrow.dataset as pads
 import torch
 
 from model.rq_kmeans import Codebook, encode
-from pipelines.codebook import load_codebook, save_codebook
+from pipelines.catalogue import codes_matrix
+from pipelines.codebook import codebook_manifest, load_codebook, save_codebook
 from pipelines.codebook_registry import register_codebook
 from pipelines.codebook_report import codebook_figures, codebook_metrics, fit_metrics, sharing
 from pipelines.collisions import Coded, before_settling, id_codes, id_levels, settled
@@ -30,7 +31,7 @@ from pipelines.drift import drift_of, save_statistics
 from pipelines.embed import refuse_stale_fit
 from pipelines.item_ranks import train_positives
 from pipelines.item_vectors import matrix_of
-from pipelines.ray_tables import days_filter, read_arrow, replace_days
+from pipelines.ray_tables import days_filter, lists_of, read_arrow, replace_days
 from pipelines.stage import StageContext, StageResult
 from schemas.errors import MissingUpstream
 from schemas.lineage import overtaken
@@ -56,7 +57,7 @@ def run(context: StageContext) -> StageResult:
         parts += [fitted] if fit_day in todo else []
     codebook = load_codebook(context.lake, version)
     parts += [encoded(context, codebook, day) for day in sorted(todo) if day != fit_day]
-    manifest = context.lake.manifest("tokenize", version) or {}
+    manifest = codebook_manifest(context.lake, version)
     rule = manifest["settings"].get("collisions", "rank")  # of the fit, which a night continues whatever it is now
     earlier, vectors = codes_before(context, version, rule), partial(vectors_of, context)
     items, rank = settled(rule, codebook, manifest["codes"], earlier, parts, vectors)
@@ -146,8 +147,7 @@ def codes_before(context: StageContext, version: str, rule: str) -> list[Coded]:
     rows = rows.filter(pc.equal(rows.column("codebook_version"), version))
     if len(rows) == 0:
         return []
-    codes, rank = np.array(rows.column("codes").to_pylist(), dtype=np.int32), rows.column("rank").to_numpy()
-    codes, counts = before_settling(rule, codes, rank)
+    codes, counts = before_settling(rule, codes_matrix(rows.column("codes")), rows.column("rank").to_numpy())
     return [Coded(rows.column("item_id").to_numpy(), codes, rows.column("date").to_numpy().astype("datetime64[D]"), counts)]
 
 
@@ -161,12 +161,10 @@ def vectors_of(context: StageContext, day: np.datetime64, item_ids: np.ndarray) 
 
 
 def table_of(items: Coded, rank: np.ndarray, version: str) -> pa.Table:
-    levels = items.codes.shape[1]
-    codes = pa.FixedSizeListArray.from_arrays(pa.array(items.codes.ravel(), pa.int32()), levels)
     columns = {
         "item_id": items.item_ids,
         "date": pa.array(items.days, pa.date32()),
-        "codes": codes.cast(pa.list_(pa.int32())),
+        "codes": lists_of(items.codes),
         "codebook_version": pa.array([version] * len(rank), pa.string()),
         "rank": rank,
     }

@@ -60,6 +60,11 @@ class Calendar:
         return self.train[-1]
 
     @property
+    def until_fit(self) -> tuple[datetime.date, ...]:
+        """The days up to the fit day, whose events what is fitted may know."""
+        return tuple(day for day in self.days if day <= self.fit_day)
+
+    @property
     def appended(self) -> tuple[datetime.date, ...]:
         """Days after the fit, on which new items are appended to what was fitted."""
         return tuple(day for day in self.days if day > self.fit_day)

@@ -13,7 +13,7 @@ class ItemAlignmentConfig:
     """An aligner of content blocks, trained on pairs up to the fit day (OneRec-V1, section 2.1; QARM, its item alignment).
 
     The papers leave open the temperature, the weight of the second loss, whether the first is symmetric and how popular
-    negatives count; the defaults are what `make bench-item-vectors` found best on a validation day.
+    negatives count; the defaults are choices, which `make bench-item-vectors` is there to measure.
     """
 
     content: tuple[Literal["text", "attributes", "vector"], ...] = ("text", "attributes", "vector")

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.engines import Engines
-from pipelines.ray_tables import replace_days
+from pipelines.ray_tables import read_arrow, replace_days
 from pipelines.stage import StageContext
 from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config
@@ -85,6 +85,11 @@ def small_lake(lake: Lake, days: tuple[datetime.date, ...] = DAYS, items: list[d
     write(lake, "item_pairs", [row for day in days for row in pairs(day)], days)
     plays = [sequence(user, day, [user, user + 6, 5], [True, day.day > 1, False]) for user in range(20) for day in days]
     write(lake, "user_sequences", plays, days)
+
+
+def rows_by_item(lake: Lake, table: str) -> dict[int, dict[str, Any]]:
+    """All rows of a table that has one an item."""
+    return {row["item_id"]: row for row in read_arrow(lake, table, lake.open(table).version()).to_pylist()}
 
 
 def calendar(days: tuple[datetime.date, ...] = DAYS, config: Config | None = None) -> Calendar:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import embed
-from pipelines.embed import absolute, items_by_day, train_days
+from pipelines.embed import absolute, items_by_day
 from pipelines.engines import Engines
 from pipelines.item_alignment import Alignment, Pairs, align_items, batches, prepare_pairs, share
 from pipelines.item_vectors import Fitted, normalised
@@ -191,7 +191,7 @@ def trained(lake: Lake, engines: Engines, folder, settings: ItemAlignmentConfig)
     ids = items.column("item_id").to_numpy()
     block = normalised(np.eye(6, dtype=np.float32)[topic_of(ids)] + np.random.default_rng(0).normal(size=(len(ids), 6)))
     version = today.pins["item_pairs"]
-    found = align_items(engines.ray(), absolute(lake), version, train_days(today), ids, [block], settings, folder)
+    found = align_items(engines.ray(), absolute(lake), version, today.calendar.until_fit, ids, [block], settings, folder)
     assert found is not None
     return found
 

@@ -19,7 +19,7 @@ from pipelines.ray_tables import read_arrow
 from schemas.config import CodesConfig, Config, EmbedConfig, TokenizeConfig
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
-from tests.pipelines.small_catalogue import DAYS, FIT_DAY, catalogue, context, item_row, small_lake, write
+from tests.pipelines.small_catalogue import DAYS, FIT_DAY, catalogue, context, item_row, rows_by_item, small_lake, write
 
 CONFIG = Config(
     embed=EmbedConfig(sources=("pairs", "attributes"), weights=(1.0, 0.5), pairs_width=16),
@@ -33,9 +33,7 @@ def both(lake: Lake, engines: Engines, config: Config = CONFIG, days: tuple[date
 
 
 def rows_of(lake: Lake) -> dict[int, dict[str, Any]]:
-    version = lake.version("item_codes")
-    assert version is not None
-    return {row["item_id"]: row for row in read_arrow(lake, "item_codes", version).to_pylist()}
+    return rows_by_item(lake, "item_codes")
 
 
 def test_every_item_has_the_codes_that_its_vector_gives(lake: Lake, engines: Engines) -> None:

@@ -25,7 +25,7 @@ from schemas.config import Config, EmbedConfig, SplitConfig, TokenizeConfig
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
 from schemas.lineage import plan
-from tests.pipelines.small_catalogue import DAYS, FIT_DAY, catalogue, context, item_row, small_lake, write
+from tests.pipelines.small_catalogue import DAYS, FIT_DAY, catalogue, context, item_row, rows_by_item, small_lake, write
 
 CONFIG = Config(
     embed=EmbedConfig(sources=("pairs", "attributes"), weights=(1.0, 0.5), pairs_width=16),
@@ -39,9 +39,7 @@ def both(lake: Lake, engines: Engines, config: Config = CONFIG, days: tuple[date
 
 
 def rows_of(lake: Lake) -> dict[int, dict[str, Any]]:
-    version = lake.version("semantic_ids")
-    assert version is not None
-    return {row["item_id"]: row for row in read_arrow(lake, "semantic_ids", version).to_pylist()}
+    return rows_by_item(lake, "semantic_ids")
 
 
 def codes_of(lake: Lake) -> dict[int, tuple[int, ...]]:

@@ -4,6 +4,7 @@ Three measures of the appended items, each beside what no shift would give:
 - residual norms after each level. Items of the fit pull their centroids towards themselves, so their own residuals are too
   small a yardstick: with N items on U codes the mean square of items not seen is about (N + U) / (N - U) times as large a
   level (the residual variance of a fit with U free means, and their errors). Where U = N there is no yardstick.
+  Items of a balanced fit lie farther from their centroids than from the nearest ones, which makes it lenient.
 - the Jensen-Shannon divergence (nats, at most ln 2) of the use of each level's codes. Few items use few codes, so the mean
   of divergences by chance is taken off: those of as many items drawn from both sets together.
 - the share of items whose codes an item of the fit has, beside the share of the fit's items that share theirs.

@@ -193,9 +193,7 @@ class TokenizeConfig:
     codes: int = 256  # a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
-    balance: Literal["none", "equal", "capped"] = (
-        "none"  # equal: OneRec's Algorithm 1, up to 10^5 items; capped: at any size
-    )
+    balance: Literal["none", "equal", "capped"] = "none"  # equal: OneRec's Algorithm 1, up to 100,000 items
     balance_tolerance: float = 0.1  # of capped: no code has more than (1 + this) * items / codes
     seed: int = 0
     num_workers: int = resource(0)  # 0: in this process

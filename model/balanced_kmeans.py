@@ -79,7 +79,7 @@ def _deal(x_ND: Tensor, centroids_KD: Tensor, sizes: list[int]) -> Tensor:
     """int64 [N]: one pass of the algorithm. Rows are in the order of their ids."""
     labels_N = torch.full((len(x_ND),), -1, device=x_ND.device)
     square_N = (x_ND * x_ND).sum(1)
-    unsure = float(margin(x_ND, centroids_KD).max())
+    unsure = float(margin(x_ND.norm(dim=1), centroids_KD).max())
     for part in blocks(len(sizes), len(x_ND), SCORES):
         free_F = (labels_N < 0).nonzero()[:, 0]
         with full_precision():

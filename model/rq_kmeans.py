@@ -33,6 +33,16 @@ class Codebook:
     """The frozen centroids, level by level, coarse to fine."""
 
     centroids: list[Tensor]  # float32 [K, D] each
+    # int64 [K] each: the codes in the order of the fit, by which the first of several nearest centroids has a row; None: as
+    # they are.
+    order: list[Tensor] | None = None
+
+    def nearest(self, residual_ND: Tensor, level: int, chunk: int) -> Tensor:
+        """int64 [N]: the code of each residual at `level`, as the fit gives it."""
+        if self.order is None:
+            return assign(residual_ND, self.centroids[level], chunk)
+        order_K = self.order[level].to(residual_ND.device)
+        return order_K[assign(residual_ND, self.centroids[level][order_K], chunk)]
 
     @property
     def levels(self) -> int:
@@ -103,7 +113,7 @@ def encode(codebook: Codebook, x_ND: Tensor, chunk: int = 65_536) -> Tensor:
     for start in range(0, len(x_ND), chunk):
         residual_CD = x_ND[start : start + chunk].clone()
         for level, centroids_KD in enumerate(codebook.centroids):
-            labels = assign(residual_CD, centroids_KD, chunk)
+            labels = codebook.nearest(residual_CD, level, chunk)
             residual_CD -= centroids_KD[labels]
             codes_NL[start : start + chunk, level] = labels.int()
     return codes_NL

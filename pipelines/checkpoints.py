@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.item_aligner import Aligner, build_aligner
 from model.lazy_decoder import LazyDecoder
 from schemas.config import ModelConfig
 from schemas.errors import ContractViolation
+from schemas.item_alignment import ItemAlignmentConfig
 from schemas.loader import from_mapping, to_mapping
 
 KEEP = 2  # states
@@ -53,6 +56,32 @@ def load_model(folder: str | Path) -> tuple[LazyDecoder, dict[str, Any]]:
     except RuntimeError as error:
         raise ContractViolation(f"{folder}: weights.safetensors does not fit model.json; train the model again.") from error
     return decoder.eval(), description
+
+
+def save_aligner(path: Path, aligner: Aligner, settings: ItemAlignmentConfig) -> None:
+    """One safetensors file; its metadata say how the aligner is built."""
+    built = {"widths": json.dumps(aligner.widths), "settings": json.dumps(to_mapping(settings))}
+    save_file({name: t.detach().cpu().contiguous() for name, t in aligner.state_dict().items()}, path, built)
+
+
+def load_aligner(path: Path) -> Aligner:
+    """The aligner in evaluation mode."""
+    with safe_open(path, framework="pt") as saved:
+        built = {name: json.loads(value) for name, value in saved.metadata().items()}
+    settings = from_mapping(ItemAlignmentConfig, built["settings"], str(path))
+    aligner = build_aligner(built["widths"], settings)
+    aligner.load_state_dict(load_file(path))
+    return aligner.eval()
+
+
+def refuse_other_codebook(folder: Path, description: Mapping[str, Any], codebook: str) -> None:
+    """Raises ContractViolation unless the model of `folder` learned the codes of `codebook`."""
+    learned = description.get("codebook_version")
+    if learned != codebook:
+        raise ContractViolation(
+            f"{folder}: the model learned codebook {learned}, whose codes mean nothing in codebook {codebook}; "
+            "run stage train again."
+        )
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -212,7 +212,7 @@ class TokenizeConfig:
     codes: int = 256  # a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
-    balance: Literal["none", "equal", "capped"] = "none"  # equal: OneRec's Algorithm 1, up to 10^5 items; capped: any
+    balance: Literal["none", "equal", "capped"] = "none"  # equal: Algorithm 1, up to 100,000 items; capped: any
     balance_tolerance: float = 0.1  # of capped: no code has more than (1 + this) * items / codes
     seed: int = 0
     collisions: Literal["rank", "level", "nearest_free"] = "rank"  # of items that share codes, see pipelines/collisions.py

@@ -57,7 +57,7 @@ class Log:
     users: np.ndarray
     items: np.ndarray
     ts_us: np.ndarray
-    before_us: np.ndarray  # the first time of the request
+    before_us: np.ndarray  # the first time of the request on its day
     feedback: np.ndarray
     days: np.ndarray  # datetime64[D]
 
@@ -88,12 +88,13 @@ def read_log(lake: Lake, days: tuple[datetime.date, ...]) -> Log:
     version = lake.version("user_sequences") or 0
     table = pa.concat_tables(read_arrow(lake, "user_sequences", version, columns, [day]) for day in days)
     lengths = np.diff(list_column(table, "item_ids").offsets.to_numpy())
-    user, day = (np.repeat(table.column(name).to_numpy(), lengths) for name in ("user_id", "date"))
+    user = np.repeat(table.column("user_id").to_numpy(), lengths)
+    day = np.repeat(table.column("date").to_numpy().astype("datetime64[D]"), lengths)
     item, ts_us, request, feedback = (list_column(table, name).flatten().to_numpy() for name in columns[2:])
-    _, group = np.unique(np.stack([user, request]), axis=1, return_inverse=True)
+    _, group = np.unique(np.stack([user, day.astype(np.int64), request]), axis=1, return_inverse=True)
     first = np.full(group.max() + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, group.ravel(), ts_us)
-    return Log(user, item, ts_us, first[group.ravel()], feedback, day.astype("datetime64[D]"))
+    return Log(user, item, ts_us, first[group.ravel()], feedback, day)
 
 
 def read_items(lake: Lake, calendar: Calendar, buckets: int) -> tuple[np.ndarray, ItemFeatures]:

@@ -24,7 +24,7 @@ from model.capped_kmeans import capped_kmeans
 from model.kmeans import Clusters, lloyd
 from model.nearest import assign
 from model.reduction import Alone, Reducer
-from schemas.config import TokenizeConfig
+from schemas.config import RqConfig
 from schemas.errors import ContractViolation
 
 
@@ -66,7 +66,7 @@ class Fit:
     inertia: list[list[float]]  # of each level, at each iteration
 
 
-def fit(residual_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, reducer: Reducer | None = None) -> Fit:
+def fit(residual_ND: Tensor, ids_N: Tensor, settings: RqConfig, reducer: Reducer | None = None) -> Fit:
     """Fits the levels on the rows of all ranks. `residual_ND` float32 is consumed: it ends as the last residual.
 
     `ids_N` int64 are distinct over all ranks. Raises ContractViolation without rows, with values that are not finite, and
@@ -82,7 +82,7 @@ def fit(residual_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, reducer: R
     return Fit(Codebook(centroids), torch.stack(labels, 1), inertia)
 
 
-def _clusters(x_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, salt: int, reducer: Reducer) -> Clusters:
+def _clusters(x_ND: Tensor, ids_N: Tensor, settings: RqConfig, salt: int, reducer: Reducer) -> Clusters:
     """One level, by the way of `settings.balance`."""
     if settings.balance == "equal":
         return equal_kmeans(x_ND, ids_N, settings.codes, salt=salt, iterations=settings.iterations, reducer=reducer)

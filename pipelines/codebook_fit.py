@@ -31,7 +31,7 @@ from pipelines.embed import absolute
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_dataset
 from pipelines.stage import StageContext
-from schemas.config import TokenizeConfig
+from schemas.config import RqConfig
 from schemas.errors import ContractViolation
 
 DATASET = "items"
@@ -59,7 +59,7 @@ class EveryRow(DataConfig):
         return [{DATASET: shard} for shard in shards]
 
 
-def fit_stage_codebook(context: StageContext, version: str, settings: TokenizeConfig) -> CodebookFit:
+def fit_stage_codebook(context: StageContext, version: str, settings: RqConfig) -> CodebookFit:
     """Fits on the vectors of the fit day; nothing is left in the artifact folder `version` of the stage."""
     fit_day, lake, pin = context.calendar.fit_day, absolute(context.lake), context.pins[VECTORS]
     folder = lake.artifact(context.plan.spec.name, version)
@@ -72,7 +72,7 @@ def fit_stage_codebook(context: StageContext, version: str, settings: TokenizeCo
     return result
 
 
-def fit_codebook(ray: Any, items: Dataset, rows: int, settings: TokenizeConfig, folder: Path) -> CodebookFit:
+def fit_codebook(ray: Any, items: Dataset, rows: int, settings: RqConfig, folder: Path) -> CodebookFit:
     """Fits on all `rows` of `items` (item_id, vector). Raises ContractViolation where a row is lost or an id repeats."""
     folder.mkdir(parents=True, exist_ok=True)
     workers = settings.num_workers

@@ -205,8 +205,8 @@ class DriftConfig:
 
 
 @dataclass(frozen=True)
-class TokenizeConfig:
-    """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals. The paper leaves collisions open."""
+class RqConfig:
+    """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals."""
 
     levels: int = 3
     codes: int = 256  # a level
@@ -215,13 +215,22 @@ class TokenizeConfig:
     balance: Literal["none", "equal", "capped"] = "none"  # equal: Algorithm 1, up to 100,000 items; capped: any
     balance_tolerance: float = 0.1  # of capped: no code has more than (1 + this) * items / codes
     seed: int = 0
-    collisions: Literal["rank", "level", "nearest_free"] = "rank"  # of items that share codes, see pipelines/collisions.py
     num_workers: int = resource(0)  # 0: in this process
     chunk: int = resource(65_536)  # rows assigned at a time
+
+    def __post_init__(self) -> None:
+        require(self.balance_tolerance >= 0, "balance_tolerance of tokenize or codes.rq", "must be at least 0")
+
+
+@dataclass(frozen=True)
+class TokenizeConfig(RqConfig):
+    """Semantic ids by RQ-Kmeans. The paper leaves collisions open."""
+
+    collisions: Literal["rank", "level", "nearest_free"] = "rank"  # of items that share codes, see pipelines/collisions.py
     drift: DriftConfig = field(default_factory=DriftConfig, metadata={"resource": True})
 
     def __post_init__(self) -> None:
-        require(self.balance_tolerance >= 0, "tokenize.balance_tolerance", "must be at least 0")
+        super().__post_init__()
         countable = self.collisions != "nearest_free" or self.codes**self.levels < 2**62
         require(
             countable, "tokenize.codes", "to the power of tokenize.levels must lie below 2^62 for collisions nearest_free"
@@ -237,7 +246,7 @@ class CodesConfig:
     nearest: int = 25
     search: Literal["exact", "lists"] = "exact"  # lists: only items that share one of the row's `probes` nearest codes
     probes: int = 16  # of the first level of `rq`
-    rq: TokenizeConfig = field(default_factory=lambda: TokenizeConfig(levels=6))
+    rq: RqConfig = field(default_factory=lambda: RqConfig(levels=6))
 
     def __post_init__(self) -> None:
         require(self.nearest >= 1, "codes.nearest", "must be at least 1")

@@ -16,14 +16,14 @@ from pipelines.engines import Engines
 from pipelines.item_vectors import matrix_of
 from pipelines.quantitative_codes import CodeBooks, vectors_of
 from pipelines.ray_tables import read_arrow
-from schemas.config import CodesConfig, Config, EmbedConfig, TokenizeConfig
+from schemas.config import CodesConfig, Config, EmbedConfig, RqConfig
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
 from tests.pipelines.small_catalogue import DAYS, FIT_DAY, catalogue, context, item_row, rows_by_item, small_lake, write
 
 CONFIG = Config(
     embed=EmbedConfig(sources=("pairs", "attributes"), weights=(1.0, 0.5), pairs_width=16),
-    codes=CodesConfig(enabled=True, nearest=7, rq=TokenizeConfig(levels=4, codes=5, iterations=10)),
+    codes=CodesConfig(enabled=True, nearest=7, rq=RqConfig(levels=4, codes=5, iterations=10)),
 )
 
 

@@ -4,6 +4,8 @@ Every rank owns some rows and runs this same program. What crosses ranks is K x 
 (8,192 codes of 512 dimensions: 34 MB), never rows. Rounding cannot tell the shards apart: a row's values are put
 once on a fixed-point grid (a power of two chosen from the largest magnitude and the number of rows, such that no sum
 reaches 2^62), so sums are integers and associative; labels come from `model.nearest`, seeds from `model.seeding`.
+Integers can also be taken back: after the first look only rows whose label changed move between sums, and the inertia
+follows from the sums, so an iteration costs little more than its assignment.
 With 10^8 rows of magnitude 1 the grid is 2^-34 fine, finer than float32 holds values above 2^-10.
 
 Empty clusters: the i-th empty cluster takes the farthest point (the lowest item id on ties) of the i-th largest cluster
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.nearest import assign, label_distances, row_blocks
+from model.nearest import Guess, assign, fixed_sum, label_distances, row_blocks, squared_distances
 from model.reduction import Alone, Reducer
 from model.seeding import fixed_point_scale, seed_centroids
 from schemas.errors import ContractViolation
@@ -32,7 +34,7 @@ class Clusters:
     centroids_KD: Tensor  # float32
     labels_N: Tensor  # int64, of this rank's rows, for exactly these centroids
     counts_K: Tensor  # int64, over all ranks
-    inertia: list[float]  # sum of squared distances over all ranks, at each iteration
+    inertia: list[float]  # sum of squared distances over all ranks, at each iteration; see `Spread`
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,6 @@ class Pass:
     """One look at all rows with given centroids."""
 
     labels_N: Tensor  # int64
-    distance_N: Tensor  # float64
     sums_KD: Tensor  # int64, on the grid, over all ranks
     counts_K: Tensor  # int64, over all ranks
     inertia: float
@@ -71,16 +72,16 @@ def lloyd(
     Raises ContractViolation where there are no rows or a value is not finite.
     """
     reducer = reducer or Alone()
-    grid = grid_of(x_ND, reducer)
+    shard = Shard(x_ND, grid_of(x_ND, reducer), chunk, reducer)
     centroids_KD = seed_centroids(x_ND, ids_N, k, salt, reducer)
-    seen = _look(x_ND, centroids_KD, grid, chunk, reducer)
+    seen = shard.look(centroids_KD)
     inertia = [seen.inertia]
     for _ in range(iterations):
-        moved_KD = _update(x_ND, ids_N, centroids_KD, seen, grid, reducer)
+        moved_KD = _update(x_ND, ids_N, centroids_KD, seen, shard.grid, reducer)
         if torch.equal(moved_KD, centroids_KD):
             break
         centroids_KD = moved_KD
-        seen = _look(x_ND, centroids_KD, grid, chunk, reducer)
+        seen = shard.look(centroids_KD)
         inertia.append(seen.inertia)
         if inertia[-2] - inertia[-1] <= tolerance * inertia[-2]:
             break
@@ -99,21 +100,61 @@ def grid_of(x_ND: Tensor, reducer: Reducer) -> Grid:
     return Grid(fixed_point_scale(rows, largest), fixed_point_scale(rows, farthest))
 
 
-def _look(x_ND: Tensor, centroids_KD: Tensor, grid: Grid, chunk: int, reducer: Reducer) -> Pass:
-    labels_N = assign(x_ND, centroids_KD, chunk)
-    distance_N = label_distances(x_ND, centroids_KD, labels_N)
-    sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.int64, device=x_ND.device)
-    for s in row_blocks(x_ND):
-        sums_KD.index_add_(0, labels_N[s], (x_ND[s].double() * grid.coordinate).long())  # cut to the grid
-    counts_K = torch.bincount(labels_N, minlength=len(centroids_KD))
-    total = (distance_N * grid.distance).long().sum().reshape(1)
-    return Pass(
-        labels_N,
-        distance_N,
-        reducer.reduce(sums_KD, "sum"),
-        reducer.reduce(counts_K, "sum"),
-        int(reducer.reduce(total, "sum")) / grid.distance,
-    )
+class Shard:
+    """One rank's rows, and its sums and counts of the last look, which the next one corrects where a label changed."""
+
+    def __init__(self, x_ND: Tensor, grid: Grid, chunk: int, reducer: Reducer) -> None:
+        self.x_ND, self.grid, self.chunk, self.reducer = x_ND, grid, chunk, reducer
+        self.guess: Guess | None = None
+        self.spread: Spread | None = None
+
+    def look(self, centroids_KD: Tensor) -> Pass:
+        labels_N = assign(self.x_ND, centroids_KD, self.chunk, self.guess)
+        if self.guess is None:
+            self.norm_N = self.x_ND.norm(dim=1)
+            self.sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.int64, device=self.x_ND.device)
+            self._add(labels_N, torch.arange(len(labels_N), device=labels_N.device), 1)
+        else:
+            changed = (labels_N != self.guess.labels_N).nonzero()[:, 0]
+            self._add(self.guess.labels_N, changed, -1)
+            self._add(labels_N, changed, 1)
+        self.guess = Guess(labels_N, self.norm_N)
+        counts_K = self.reducer.reduce(torch.bincount(labels_N, minlength=len(centroids_KD)), "sum")
+        sums_KD = self.reducer.reduce(self.sums_KD.clone(), "sum")  # ours changes in place
+        self.spread = self.spread or spread_of(self.x_ND, sums_KD.sum(0), counts_K.sum(), self.grid, self.reducer)
+        return Pass(labels_N, sums_KD, counts_K, self.spread.inertia(centroids_KD, sums_KD, counts_K, self.grid))
+
+    def _add(self, labels_N: Tensor, rows: Tensor, sign: int) -> None:
+        """Adds the given rows, or takes them away, cut to the grid."""
+        for s in row_blocks(self.x_ND, len(rows)):
+            fixed = (self.x_ND[rows[s]].double() * (sign * self.grid.coordinate)).long()
+            self.sums_KD.index_add_(0, labels_N[rows[s]], fixed)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What turns sums and counts into the inertia: sum |y - c|^2 = sum |y|^2 - sum_k c_k (2 S_k - n_k c_k), y = x - mean.
+
+    Taken about the mean, the terms cancel no more than the clusters explain: the error is below 2^-40 of `total`.
+    """
+
+    mean_D: Tensor  # int64, of all rows, on the grid
+    total: float  # sum of squared distances from the mean
+
+    def inertia(self, centroids_KD: Tensor, sums_KD: Tensor, counts_K: Tensor, grid: Grid) -> float:
+        around_KD = (sums_KD - counts_K[:, None] * self.mean_D).double() / grid.coordinate
+        shifted_KD = centroids_KD.double() - self.mean_D.double() / grid.coordinate
+        explained_K = fixed_sum(shifted_KD * (2 * around_KD - counts_K[:, None] * shifted_KD))
+        return max(0.0, self.total - float(fixed_sum(explained_K[None])))
+
+
+def spread_of(x_ND: Tensor, sum_D: Tensor, rows: Tensor, grid: Grid, reducer: Reducer) -> Spread:
+    """Of the rows of all ranks, whose sum on the grid and number are given."""
+    mean_D = torch.div(sum_D, rows, rounding_mode="floor")
+    centre_1D = (mean_D.double() / grid.coordinate)[None]
+    parts = [(squared_distances(x_ND[s], centre_1D) * grid.distance).long().sum() for s in row_blocks(x_ND)]
+    local = torch.stack(parts).sum() if parts else sum_D.new_zeros(())
+    return Spread(mean_D, int(reducer.reduce(local.reshape(1), "sum")) / grid.distance)
 
 
 def _update(x_ND: Tensor, ids_N: Tensor, centroids_KD: Tensor, seen: Pass, grid: Grid, reducer: Reducer) -> Tensor:
@@ -124,16 +165,19 @@ def _update(x_ND: Tensor, ids_N: Tensor, centroids_KD: Tensor, seen: Pass, grid:
     empty = (seen.counts_K == 0).nonzero()[:, 0]
     if len(empty) == 0:
         return moved_KD
-    donors, points_ED = _farthest_points(x_ND, ids_N, seen, len(empty), reducer)
+    distance_N = label_distances(x_ND, centroids_KD, seen.labels_N)
+    donors, points_ED = _farthest_points(x_ND, ids_N, seen, distance_N, len(empty), reducer)
     moved_KD[empty[: len(donors)]] = points_ED
     return moved_KD
 
 
-def _farthest_points(x_ND: Tensor, ids_N: Tensor, seen: Pass, wanted: int, reducer: Reducer) -> tuple[Tensor, Tensor]:
+def _farthest_points(
+    x_ND: Tensor, ids_N: Tensor, seen: Pass, distance_N: Tensor, wanted: int, reducer: Reducer
+) -> tuple[Tensor, Tensor]:
     """Up to `wanted` donor clusters in order, and the farthest point of each: int64 [E], float32 [E, D]."""
-    zeros_K = seen.distance_N.new_zeros(len(seen.counts_K))
-    far_K = reducer.reduce(zeros_K.scatter_reduce(0, seen.labels_N, seen.distance_N, "amax"), "max")
-    is_far = seen.distance_N == far_K[seen.labels_N]
+    zeros_K = distance_N.new_zeros(len(seen.counts_K))
+    far_K = reducer.reduce(zeros_K.scatter_reduce(0, seen.labels_N, distance_N, "amax"), "max")
+    is_far = distance_N == far_K[seen.labels_N]
     none_K = seen.counts_K.new_full((len(seen.counts_K),), NO_ID)
     id_K = reducer.reduce(none_K.scatter_reduce(0, seen.labels_N[is_far], ids_N[is_far], "amin"), "min")
     by_size = torch.sort(seen.counts_K, descending=True, stable=True).indices

@@ -5,6 +5,9 @@ Float32 products of matrices (faiss on CPUs, else torch) only screen: their erro
 best lies within it is decided again by the truth, over all centroids within it. So a label depends on the row and the
 centroids alone: not on the chunk, the place in the batch, the BLAS, the threads or the device.
 
+A guess, the label of an earlier pass, makes the screen cheaper and moves no label: one minimum over the other centroids
+says whether the guess still wins by more than the bound, and only rows where it does not look for their best.
+
 Bound: a float32 sum of D products errs by at most D u times the sum of their magnitudes, whatever its order (Higham,
 Accuracy and Stability of Numerical Algorithms, section 3.1), u = 2^-24, so |x|^2 - 2 x.c + |c|^2 errs by at most
 (D + 4) u (|x| + |c|)^2; we take twice that and a little more. At K = 256, D = 128 it re-decides about 1 row in 1,000.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +30,7 @@ except ImportError:  # torch alone is a little slower on CPUs
     faiss = None
 
 SCORES = 1 << 25  # elements of a block of the N x K matrix
+SCORE_ROWS = {"cpu": 1024}  # on CPUs: fewer cost calls, more leave the cache
 # Elements of a block of elementwise float64 work. On CPUs it stays in the cache and below the size from which torch
 # wakes its threads, whose barriers cost more than the work where cores are shared.
 BLOCK = {"cpu": 1 << 14}
@@ -33,14 +38,18 @@ WIDE_BLOCK = 1 << 24  # on other devices
 
 
 def squared_distances(a_PD: Tensor, b_PD: Tensor) -> Tensor:
-    """float64 [P]: |a - b|^2 of each pair of rows, by halving: the same bits on every device and in every batch."""
+    """float64 [P]: |a - b|^2 of each pair of rows, the same bits on every device and in every batch."""
     terms = a_PD.double() - b_PD.double()
-    terms = terms * terms
-    while (width := terms.shape[1]) > 1:
+    return fixed_sum(terms * terms)
+
+
+def fixed_sum(terms_PD: Tensor) -> Tensor:
+    """[P]: the sum of each row by halving, an order that no device, batch or number of threads changes."""
+    while (width := terms_PD.shape[1]) > 1:
         half = width // 2
-        folded = terms[:, :half] + terms[:, half : 2 * half]
-        terms = torch.cat([folded, terms[:, 2 * half :]], 1) if width % 2 else folded
-    return terms[:, 0] if terms.shape[1] else terms.new_zeros(len(terms))
+        folded = terms_PD[:, :half] + terms_PD[:, half : 2 * half]
+        terms_PD = torch.cat([folded, terms_PD[:, 2 * half :]], 1) if width % 2 else folded
+    return terms_PD[:, 0] if terms_PD.shape[1] else terms_PD.new_zeros(len(terms_PD))
 
 
 def row_blocks(x_ND: Tensor, rows: int | None = None) -> Iterator[slice]:
@@ -61,70 +70,135 @@ def label_distances(x_ND: Tensor, centroids_KD: Tensor, labels_N: Tensor) -> Ten
     return torch.cat(parts) if parts else x_ND.new_zeros(0, dtype=torch.float64)
 
 
-def assign(x_ND: Tensor, centroids_KD: Tensor, chunk: int = 65_536) -> Tensor:
+@dataclass(frozen=True)
+class Guess:
+    """What an earlier pass knows of the rows."""
+
+    labels_N: Tensor  # int64, probably right
+    norm_N: Tensor  # float32, of the rows
+
+
+def assign(x_ND: Tensor, centroids_KD: Tensor, chunk: int = 65_536, guess: Guess | None = None) -> Tensor:
     """int64 [N]: the nearest centroid of each row by the truth above.
 
-    `x_ND` and `centroids_KD` are finite float32 on one device. `chunk` bounds the rows screened at a time and changes
-    no label. Equal centroids: the first has all the rows.
+    `x_ND` and `centroids_KD` are finite float32 on one device. Neither `chunk`, which bounds the rows screened at a time,
+    nor `guess` changes a label. Equal centroids: the first has all the rows.
     """
-    first_U = first_of_equals(centroids_KD)
+    first_U, place_K = distinct(centroids_KD)
+    if len(first_U) == 1:
+        return first_U.expand(len(x_ND)).clone()
     distinct_UD = centroids_KD[first_U].contiguous()
-    labels = [first_U[_assign_chunk(x_ND[s].contiguous(), distinct_UD)] for s in blocks(len(x_ND), 1, chunk)]
-    return torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64, device=x_ND.device)
+    if guess is None:
+        labels = [_screen(x_ND[s].contiguous(), distinct_UD) for s in blocks(len(x_ND), 1, chunk)]
+    else:
+        places_N, norm_N = place_K[guess.labels_N], guess.norm_N
+        labels = [_improve(x_ND[s], distinct_UD, places_N[s], norm_N[s]) for s in blocks(len(x_ND), 1, chunk)]
+    return first_U[torch.cat(labels)] if labels else torch.empty(0, dtype=torch.int64, device=x_ND.device)
 
 
-def first_of_equals(rows_ND: Tensor) -> Tensor:
-    """int64 [U], ascending: the first of each set of equal rows."""
-    _, inverse = torch.unique(rows_ND, dim=0, return_inverse=True)
-    places = torch.arange(len(rows_ND), device=rows_ND.device)
-    first = places.new_full((int(inverse.max()) + 1,), len(rows_ND)).scatter_reduce_(0, inverse, places, "amin")
-    return first.sort().values
+def distinct(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 [U], ascending: the first of each set of equal rows; and int64 [N]: the place of each row's first in it."""
+    places_N = torch.arange(len(rows_ND), device=rows_ND.device)
+    if len(torch.unique(_row_hash(rows_ND))) == len(rows_ND):
+        return places_N, places_N
+    _, set_N = torch.unique(rows_ND, dim=0, return_inverse=True)
+    first_S = places_N.new_full((int(set_N.max()) + 1,), len(rows_ND)).scatter_reduce_(0, set_N, places_N, "amin")
+    first_U, order = first_S.sort()
+    return first_U, order.argsort()[set_N]
 
 
-def _assign_chunk(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    if len(centroids_KD) == 1:
-        return torch.zeros(len(x_ND), dtype=torch.int64, device=x_ND.device)
+def _row_hash(rows_ND: Tensor) -> Tensor:
+    """int64 [N]: equal for equal rows, and seldom otherwise; far cheaper than an order of the rows."""
+    bits = (rows_ND + 0.0).contiguous().view(torch.int32).long()  # the sum makes negative zeros positive
+    odd = 2 * torch.arange(1, rows_ND.shape[1] + 1, device=rows_ND.device) + 1
+    mixed = (bits ^ (bits << 21)) * (odd * -7046029254386353131)
+    return (mixed ^ (mixed >> 29)).sum(1)
+
+
+def _improve(x_ND: Tensor, centroids_KD: Tensor, guess_N: Tensor, norm_N: Tensor) -> Tensor:
+    """Keeps every guess that beats the second best by more than the margin; the other rows are screened."""
+    margin_N, square_K = margin(norm_N, centroids_KD), (centroids_KD * centroids_KD).sum(1)
+    unsure = []
+    room: Tensor | None = None
+    with full_precision():
+        for s in _score_blocks(len(x_ND), centroids_KD):
+            room = torch.empty(s.stop - s.start, len(centroids_KD), device=x_ND.device) if room is None else room
+            scores_BK = torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2, out=room[: s.stop - s.start])
+            guess_B1 = guess_N[s, None]
+            own_B = scores_BK.gather(1, guess_B1)[:, 0]
+            gap = scores_BK.scatter_(1, guess_B1, torch.inf).amin(1) - own_B
+            unsure.append(~(gap > margin_N[s]))  # so written, a NaN is unsure
+    again = torch.cat(unsure).nonzero()[:, 0]
+    labels = guess_N.clone()
+    if len(again):
+        labels[again] = _screen(x_ND[again], centroids_KD)
+    return labels
+
+
+def rows_nearer(x_ND: Tensor, centroids_KD: Tensor, distance_N: Tensor) -> Tensor:
+    """int64: every row to which a centroid is nearer than its squared distance (float64 [N]), and few others."""
+    norm_N, square_K = x_ND.norm(dim=1), (centroids_KD * centroids_KD).sum(1)
+    with full_precision():
+        parts = [
+            torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2).amin(1) for s in _score_blocks(len(x_ND), centroids_KD)
+        ]
+    nearest_N = torch.cat(parts).double() + norm_N.double() ** 2
+    return (~(nearest_N - margin(norm_N, centroids_KD) > distance_N)).nonzero()[:, 0]
+
+
+def _screen(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+    """int64 [N]: labels of rows of which nothing is known."""
     if faiss is None or x_ND.device.type != "cpu":
-        return torch.cat([_assign_block(x_ND[s], centroids_KD) for s in blocks(len(x_ND), len(centroids_KD), SCORES)])
+        return _screen_by_products(x_ND, centroids_KD)
     index = faiss.IndexFlatL2(centroids_KD.shape[1])
     index.add(centroids_KD.numpy())
     near_N2, labels_N2 = index.search(x_ND.numpy(), 2)
     labels = torch.from_numpy(labels_N2[:, 0]).clone()
     gap = torch.from_numpy(near_N2[:, 1] - near_N2[:, 0])
-    unsure = (~(gap > margin(x_ND, centroids_KD))).nonzero()[:, 0]  # so written, a NaN is unsure
-    for s in blocks(len(unsure), len(centroids_KD), SCORES):
-        labels[unsure[s]] = _assign_block(x_ND[unsure[s]], centroids_KD)
-    return labels
-
-
-def _assign_block(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    """Screens with one matrix product, then decides each row that has several centroids within the margin."""
-    with full_precision():
-        scores_NK = torch.addmm((centroids_KD * centroids_KD).sum(1), x_ND, centroids_KD.T, alpha=-2)
-    best, labels = scores_NK.min(1)
-    near_NK = ~(scores_NK > (best + margin(x_ND, centroids_KD))[:, None])
-    unsure = (near_NK.sum(1) > 1).nonzero()[:, 0]
+    unsure = (~(gap > margin(x_ND.norm(dim=1), centroids_KD))).nonzero()[:, 0]
     if len(unsure):
-        labels[unsure] = _decide(x_ND[unsure], centroids_KD, near_NK[unsure])
+        labels[unsure] = _screen_by_products(x_ND[unsure], centroids_KD)
     return labels
 
 
-def margin(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    """float32 [N]: a gap of two float32 distances above it has the sign of the true gap."""
-    width = x_ND.shape[1]
-    reach = x_ND.norm(dim=1) + centroids_KD.norm(dim=1).max()
+def _screen_by_products(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+    """Screens with products of matrices, then decides each row that has several centroids within the margin."""
+    margin_N, square_K = margin(x_ND.norm(dim=1), centroids_KD), (centroids_KD * centroids_KD).sum(1)
+    labels, rows, columns = [], [], []
+    for s in _score_blocks(len(x_ND), centroids_KD):
+        with full_precision():
+            scores_BK = torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2)
+        best_B, label_B = scores_BK.min(1)
+        row, column = (~(scores_BK > (best_B + margin_N[s])[:, None])).nonzero(as_tuple=True)
+        several = (torch.bincount(row, minlength=len(label_B)) > 1)[row]
+        labels.append(label_B)
+        rows.append(row[several] + s.start)
+        columns.append(column[several])
+    return _decide(x_ND, centroids_KD, torch.cat(labels), torch.cat(rows), torch.cat(columns))
+
+
+def _score_blocks(rows: int, centroids_KD: Tensor) -> Iterator[slice]:
+    """Slices whose scores stay in the cache of a CPU, or within `SCORES` elsewhere."""
+    return blocks(rows, 1, SCORE_ROWS.get(centroids_KD.device.type, max(1, SCORES // len(centroids_KD))))
+
+
+def margin(norm_N: Tensor, centroids_KD: Tensor) -> Tensor:
+    """float32 [N]: a gap of two float32 distances above it has the sign of the true gap, for rows of these norms."""
+    width = centroids_KD.shape[1]
+    reach = norm_N + centroids_KD.norm(dim=1).max()
     return 2 * ((width + 16) * 2.0**-23 * reach * reach + width * 2.0**-120)  # the last: products that underflow
 
 
-def _decide(x_ND: Tensor, centroids_KD: Tensor, candidates_NK: Tensor) -> Tensor:
-    """int64 [N]: the nearest candidate by the truth, the lowest index on ties."""
-    row, column = candidates_NK.nonzero(as_tuple=True)
+def _decide(x_ND: Tensor, centroids_KD: Tensor, labels_N: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Labels, those of the rows in the pairs (row, column) by the truth: the nearest candidate, the lowest on ties."""
+    if len(row) == 0:
+        return labels_N
     parts = [squared_distances(x_ND[row[s]], centroids_KD[column[s]]) for s in row_blocks(x_ND, len(row))]
     distance = torch.cat(parts)
     best = distance.new_full((len(x_ND),), torch.inf).scatter_reduce_(0, row, distance, "amin")
     wins = distance == best[row]
-    labels = column.new_full((len(x_ND),), len(centroids_KD))
-    return labels.scatter_reduce_(0, row[wins], column[wins], "amin")
+    labels_N[row] = len(centroids_KD)
+    return labels_N.scatter_reduce_(0, row[wins], column[wins], "amin")
 
 
 @contextmanager

@@ -3,16 +3,25 @@
 Level l clusters R^(l) into K codes, s^(l) = argmin_k |R^(l) - c_k|, R^(l+1) = R^(l) - c_{s^(l)}, in float32. An item's
 codes are a function of its vector and the codebook alone, so appending items moves no code, and `encode` repeats the
 labels of the fit bit for bit.
+
+With `settings.balance` (OneRec, arXiv 2502.18965, clusters of equal size; or of a largest size) s^(l) of a fitted item is
+the balanced assignment, and the residual subtracts the centroid of that code. Such codes depend on all items of the fit:
+keep them, since `encode` gives nearest centroids, the papers' formula, which for a fitted item may be other codes. The
+same fit again gives the same codes, for any shards and order. Appended items get nearest centroids and move no code; they
+are not balanced, and an item whose vector equals a fitted one may get other codes than it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from model.kmeans import lloyd
+from model.balanced_kmeans import equal_kmeans
+from model.capped_kmeans import capped_kmeans
+from model.kmeans import Clusters, lloyd
 from model.nearest import assign
 from model.reduction import Alone, Reducer
 from schemas.config import TokenizeConfig
@@ -24,6 +33,16 @@ class Codebook:
     """The frozen centroids, level by level, coarse to fine."""
 
     centroids: list[Tensor]  # float32 [K, D] each
+    # int64 [K] each: the codes in the order of the fit, by which the first of several nearest centroids has a row; None: as
+    # they are.
+    order: list[Tensor] | None = None
+
+    def nearest(self, residual_ND: Tensor, level: int, chunk: int) -> Tensor:
+        """int64 [N]: the code of each residual at `level`, as the fit gives it."""
+        if self.order is None:
+            return assign(residual_ND, self.centroids[level], chunk)
+        order_K = self.order[level].to(residual_ND.device)
+        return order_K[assign(residual_ND, self.centroids[level][order_K], chunk)]
 
     @property
     def levels(self) -> int:
@@ -50,20 +69,12 @@ class Fit:
 def fit(residual_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, reducer: Reducer | None = None) -> Fit:
     """Fits the levels on the rows of all ranks. `residual_ND` float32 is consumed: it ends as the last residual.
 
-    `ids_N` int64 are distinct over all ranks. Raises ContractViolation without rows or with values that are not finite.
+    `ids_N` int64 are distinct over all ranks. Raises ContractViolation without rows, with values that are not finite, and
+    for more rows than `balance: equal` handles.
     """
     centroids, labels, inertia = [], [], []
     for level in range(settings.levels):
-        clusters = lloyd(
-            residual_ND,
-            ids_N,
-            settings.codes,
-            salt=settings.seed * 1_000_003 + level,
-            iterations=settings.iterations,
-            tolerance=settings.tolerance,
-            chunk=settings.chunk,
-            reducer=reducer or Alone(),
-        )
+        clusters = _clusters(residual_ND, ids_N, settings, settings.seed * 1_000_003 + level, reducer or Alone())
         residual_ND.sub_(clusters.centroids_KD[clusters.labels_N])
         centroids.append(clusters.centroids_KD)
         labels.append(clusters.labels_N.int())
@@ -71,8 +82,28 @@ def fit(residual_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, reducer: R
     return Fit(Codebook(centroids), torch.stack(labels, 1), inertia)
 
 
+def _clusters(x_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, salt: int, reducer: Reducer) -> Clusters:
+    """One level, by the way of `settings.balance`."""
+    if settings.balance == "equal":
+        return equal_kmeans(x_ND, ids_N, settings.codes, salt=salt, iterations=settings.iterations, reducer=reducer)
+    cluster = lloyd if settings.balance == "none" else partial(capped_kmeans, slack=settings.balance_tolerance)
+    return cluster(
+        x_ND,
+        ids_N,
+        settings.codes,
+        salt=salt,
+        iterations=settings.iterations,
+        tolerance=settings.tolerance,
+        chunk=settings.chunk,
+        reducer=reducer,
+    )
+
+
 def encode(codebook: Codebook, x_ND: Tensor, chunk: int = 65_536) -> Tensor:
-    """int32 [N, L]: the codes of each row of `x_ND` (float32, left as it is). Raises ContractViolation at another width."""
+    """int32 [N, L]: nearest codes, level by level, of each row of `x_ND` (float32, left as it is).
+
+    Raises ContractViolation at another width.
+    """
     if x_ND.shape[1] != codebook.width:
         raise ContractViolation(
             f"Vectors of {x_ND.shape[1]} dimensions do not fit a codebook of {codebook.width}; "
@@ -82,7 +113,7 @@ def encode(codebook: Codebook, x_ND: Tensor, chunk: int = 65_536) -> Tensor:
     for start in range(0, len(x_ND), chunk):
         residual_CD = x_ND[start : start + chunk].clone()
         for level, centroids_KD in enumerate(codebook.centroids):
-            labels = assign(residual_CD, centroids_KD, chunk)
+            labels = codebook.nearest(residual_CD, level, chunk)
             residual_CD -= centroids_KD[labels]
             codes_NL[start : start + chunk, level] = labels.int()
     return codes_NL

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.nearest import assign, first_of_equals, label_distances
+from model.nearest import assign, distinct, label_distances, rows_nearer
 from model.reduction import Reducer
 from schemas.errors import ContractViolation
 
@@ -53,8 +53,11 @@ def seed_centroids(x_ND: Tensor, ids_N: Tensor, k: int, salt: int, reducer: Redu
             break
         wanted = min(k - len(seeds_SD), max(1, len(seeds_SD) // 4))
         drawn = torch.from_numpy(_draw(weights, wanted, salt, step)).to(pool_PD.device)
-        fresh_FD = pool_PD[drawn[first_of_equals(pool_PD[drawn])]]
-        distance_P = torch.minimum(distance_P, label_distances(pool_PD, fresh_FD, assign(pool_PD, fresh_FD)))
+        fresh_FD = pool_PD[drawn[distinct(pool_PD[drawn])[0]]]
+        rows = rows_nearer(pool_PD, fresh_FD, distance_P)
+        near_RD = pool_PD[rows]
+        distance_R = label_distances(near_RD, fresh_FD, assign(near_RD, fresh_FD))
+        distance_P[rows] = torch.minimum(distance_P[rows], distance_R)
         seeds_SD = torch.cat([seeds_SD, fresh_FD])
     return torch.cat([seeds_SD, seeds_SD[:1].expand(k - len(seeds_SD), -1)])
 
@@ -66,7 +69,10 @@ def gather_pool(x_ND: Tensor, ids_N: Tensor, size: int, salt: int, reducer: Redu
     """
     ids = ids_N.cpu().numpy()
     keys = np.stack([hash64(ids, salt), ids], axis=1)
-    local = np.lexsort((keys[:, 1], keys[:, 0]))[:size]
+    local = np.arange(len(ids))
+    if len(ids) > size:  # a few may share the last hash
+        local = local[keys[:, 0] <= np.partition(keys[:, 0], size - 1)[size - 1]]
+    local = local[np.lexsort((keys[local, 1], keys[local, 0]))][:size]
     everyone = reducer.gather(torch.from_numpy(keys[local]).to(x_ND.device)).cpu().numpy()
     order = np.lexsort((everyone[:, 1], everyone[:, 0]))[:size]
     if len(order) == 0:

@@ -74,6 +74,16 @@ def load_aligner(path: Path) -> Aligner:
     return aligner.eval()
 
 
+def refuse_other_codebook(folder: Path, description: Mapping[str, Any], codebook: str) -> None:
+    """Raises ContractViolation unless the model of `folder` learned the codes of `codebook`."""
+    learned = description.get("codebook_version")
+    if learned != codebook:
+        raise ContractViolation(
+            f"{folder}: the model learned codebook {learned}, whose codes mean nothing in codebook {codebook}; "
+            "run stage train again."
+        )
+
+
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Saves a training state below `folder` and removes all but the newest KEEP."""
     final, draft = folder / f"{STATE}{step:09d}", folder / f".draft_{step:09d}"

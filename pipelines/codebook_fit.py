@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,15 @@ from ray.train.torch import TorchTrainer, get_device
 from model.reduction import Reducer, reducer_of_process
 from model.rq_kmeans import Codebook, fit
 from pipelines.codebook import read_codebook, save_codebook
+from pipelines.embed import absolute
 from pipelines.item_vectors import matrix_of
+from pipelines.ray_tables import read_dataset
+from pipelines.stage import StageContext
 from schemas.config import TokenizeConfig
 from schemas.errors import ContractViolation
 
 DATASET = "items"
+VECTORS = "item_embeddings"
 BLOCKS_A_WORKER = 4  # finer blocks spread the rows more evenly
 
 
@@ -52,6 +57,19 @@ class EveryRow(DataConfig):
     ) -> list[dict[str, DataIterator]]:
         shards = datasets[DATASET].streaming_split(world_size, equal=False)
         return [{DATASET: shard} for shard in shards]
+
+
+def fit_stage_codebook(context: StageContext, version: str, settings: TokenizeConfig) -> CodebookFit:
+    """Fits on the vectors of the fit day; nothing is left in the artifact folder `version` of the stage."""
+    fit_day, lake, pin = context.calendar.fit_day, absolute(context.lake), context.pins[VECTORS]
+    folder = lake.artifact(context.plan.spec.name, version)
+    ray = context.engines.ray()
+    items = read_dataset(lake, VECTORS, pin, ["item_id", "vector"], [fit_day])
+    scratch = folder / "fit"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
+    result = fit_codebook(ray, items, lake.rows_by_day(VECTORS, pin).get(fit_day, 0), settings, scratch)
+    shutil.rmtree(scratch)
+    return result
 
 
 def fit_codebook(ray: Any, items: Dataset, rows: int, settings: TokenizeConfig, folder: Path) -> CodebookFit:

@@ -20,7 +20,6 @@ def item_table(
     items_version: int,
     catalogue: Catalogue,
     hash_buckets: int,
-    num_codes: int,
     until: datetime.date | None = None,
 ) -> ItemTable:
     """Fields of the catalogue's items by their newest rows, at or before `until` where it is given.
@@ -41,7 +40,7 @@ def item_table(
         torch.from_numpy(authors),
         torch.from_numpy(tags),
         torch.from_numpy(no_tag),
-        (num_codes, hash_buckets),
+        (catalogue.num_codes, hash_buckets),
     )
 
 

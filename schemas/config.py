@@ -192,16 +192,58 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
+class DriftConfig:
+    """From when on appended items speak for a new codebook, see model/drift.py."""
+
+    min_items: int = 50  # fewer give no verdict
+    residual: float = 1.25  # times the expected length of a level's residuals
+    divergence: float = 0.15  # nats of a level's use of codes, beyond chance
+    collisions: float = 0.25  # share of items that share codes with the fit's, beyond that among those
+
+    def __post_init__(self) -> None:
+        require(self.min_items >= 1, "tokenize.drift.min_items", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class TokenizeConfig:
-    """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals."""
+    """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals. The paper leaves collisions open."""
 
     levels: int = 3
     codes: int = 256  # a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
+    balance: Literal["none", "equal", "capped"] = (
+        "none"  # equal: OneRec's Algorithm 1, up to 10^5 items; capped: at any size
+    )
+    balance_tolerance: float = 0.1  # of capped: no code has more than (1 + this) * items / codes
     seed: int = 0
+    collisions: Literal["rank", "level", "nearest_free"] = "rank"  # of items that share codes, see pipelines/collisions.py
     num_workers: int = resource(0)  # 0: in this process
     chunk: int = resource(65_536)  # rows assigned at a time
+    drift: DriftConfig = field(default_factory=DriftConfig, metadata={"resource": True})
+
+    def __post_init__(self) -> None:
+        require(self.balance_tolerance >= 0, "tokenize.balance_tolerance", "must be at least 0")
+        countable = self.collisions != "nearest_free" or self.codes**self.levels < 2**62
+        require(
+            countable, "tokenize.codes", "to the power of tokenize.levels must lie below 2^62 for collisions nearest_free"
+        )
+
+
+@dataclass(frozen=True)
+class CodesConfig:
+    """Quantitative codes of items as features of a ranker (QARM): VQ, the ids of the nearest items, and RQ, residual
+    K-means. The paper leaves open the clusters a level, and whether an item is among its own nearest: here it is not."""
+
+    enabled: bool = resource(False)  # no stage reads the table
+    nearest: int = 25
+    search: Literal["exact", "lists"] = "exact"  # lists: only items that share one of the row's `probes` nearest codes
+    probes: int = 16  # of the first level of `rq`
+    rq: TokenizeConfig = field(default_factory=lambda: TokenizeConfig(levels=6))
+
+    def __post_init__(self) -> None:
+        require(self.nearest >= 1, "codes.nearest", "must be at least 1")
+        require(self.probes >= 1, "codes.probes", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -384,6 +426,7 @@ class Config:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    codes: CodesConfig = field(default_factory=CodesConfig)
     lifelong: LifelongConfig = field(default_factory=LifelongConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -62,7 +62,7 @@ class MlpAligner(nn.Module):
 
     def __init__(self, widths: Sequence[int], settings: ItemAlignmentConfig) -> None:
         super().__init__()
-        self.widths, hidden = tuple(widths), settings.hidden
+        self.widths, self.width, hidden = tuple(widths), settings.width, settings.hidden
         self.first = nn.Linear(sum(widths) + len(self.widths), hidden)
         self.layers = nn.ModuleList([FeedForward(hidden, settings.dropout) for _ in range(settings.layers)])
         self.norm, self.out = nn.RMSNorm(hidden, eps=EPS), nn.Linear(hidden, settings.width)
@@ -100,7 +100,8 @@ class QFormerAligner(nn.Module):
 
     def __init__(self, widths: Sequence[int], settings: ItemAlignmentConfig) -> None:
         super().__init__()
-        self.widths, hidden, self.tokens = tuple(widths), settings.hidden, settings.block_tokens
+        self.widths, self.width, hidden = tuple(widths), settings.width, settings.hidden
+        self.tokens = settings.block_tokens
         self.unfold = nn.ModuleList([nn.Linear(width, self.tokens * hidden) for width in widths])
         self.memory_norm = nn.RMSNorm(hidden, eps=EPS)
         self.empty = nn.Parameter(torch.randn(1, 1, hidden))
@@ -140,8 +141,7 @@ def one_vector(aligned_BQD: Tensor) -> Tensor:
 def aligned_vectors(aligner: Aligner, content_NW: Tensor, chunk: int = 8192) -> Tensor:
     """float32 [N, width] of length 1, zero for an item without content; `aligner` is in evaluation mode."""
     parts = [one_vector(aligner(part)) * part.any(1, keepdim=True) for part in content_NW.split(chunk) if len(part)]
-    width = aligner.out.out_features * (len(aligner.queries) if isinstance(aligner, QFormerAligner) else 1)
-    return torch.cat(parts) if parts else content_NW.new_zeros(0, width)
+    return torch.cat(parts) if parts else content_NW.new_zeros(0, aligner.width)
 
 
 class Reconstruction(nn.Module):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.item_vectors import DayItems, Fitted, aligner_blocks, fit_parts, item_vectors, with_neighbours
 from pipelines.pair_vectors import ppmi_svd_task
@@ -127,19 +126,23 @@ def usable_sources(context: StageContext, items: pa.Table) -> Usable:
     if lacking["text"] is None and encoder_source(settings.encoder) is None:
         lacking["text"] = f"the extra `text` or the encoder {settings.encoder} is not installed"
     content = tuple(name for name in settings.aligned.content if not lacking[name])
-    if "aligned" in settings.sources and not (content and pairs_of(context, settings.aligned.kinds)):
+    if "aligned" in settings.sources and not (content and has_pairs(context)):
         lacking["aligned"] = "no pair to learn from" if content else "no content that it could read"
     notes = [f"Item vectors leave out {source}: {lacking[source]}." for source in settings.sources if lacking[source]]
     usable = tuple(source for source in settings.sources if not lacking[source])
+    if "aligned" in usable:
+        notes += [
+            f"The aligner does without {name}: {lacking[name]}." for name in settings.aligned.content if lacking[name]
+        ]
     if not usable:
         raise ContractViolation(" ".join([*notes, NOTHING_LEFT]))
     return Usable(usable, content if "aligned" in usable else (), notes)
 
 
-def pairs_of(context: StageContext, kinds: Iterable[str]) -> int:
-    """Rows of item_pairs of these kinds up to the fit day; reads one column."""
-    kinds_read = read_arrow(context.lake, "item_pairs", context.pins["item_pairs"], ["kind"], context.calendar.until_fit)
-    return int(pc.sum(pc.is_in(kinds_read.column("kind"), pa.array(list(kinds)))).as_py() or 0)
+def has_pairs(context: StageContext) -> bool:
+    """Whether item_pairs has a row up to the fit day, by the log's own statistics."""
+    rows = context.lake.rows_by_day("item_pairs", context.pins["item_pairs"])
+    return any(rows.get(day) for day in context.calendar.until_fit)
 
 
 def has_attributes(items: pa.Table) -> bool:

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ray.train import RunConfig, get_context
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from model.item_aligner import (
     Aligner,
@@ -107,7 +106,6 @@ def align_items(
     TorchTrainer(
         align_worker,
         train_loop_config=loop,
-        torch_config=TorchConfig(backend="gloo"),
         scaling_config=scaling(ray, settings.num_workers),
         run_config=RunConfig(name="align_items", storage_path=str(folder / "train")),
     ).fit()
@@ -269,7 +267,23 @@ class Training:
             return vectors_SD, rows_S
         rows = [torch.empty_like(rows_S) for _ in range(self.world)]
         dist.all_gather(rows, rows_S)
-        return torch.cat(all_gather(vectors_SD)), torch.cat(rows)
+        return Gathered.apply(vectors_SD), torch.cat(rows)
+
+
+class Gathered(torch.autograd.Function):
+    """The rows of all ranks, one below the other in rank order, all of one number; gradients are summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def batches(pairs: int, size: int, seed: Sequence[int]) -> Iterator[np.ndarray]:

@@ -1,12 +1,13 @@
 """RQ-Kmeans: semantic ids by exact K-means on residuals (OneRec-V1, section 2.1; OneRec-V2 uses the same tokenizer).
 
-Level l clusters R^(l) into K codes, s^(l) = argmin_k |R^(l) - c_k|, R^(l+1) = R^(l) - c_{s^(l)}, in float32. An item's
+Level l clusters R^(l) into K_l codes, s^(l) = argmin_k |R^(l) - c_k|, R^(l+1) = R^(l) - c_{s^(l)}, in float32. An item's
 codes are a function of its vector and the codebook alone, so appending items moves no code, and `encode` repeats the
 labels of the fit bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,9 @@ class Codebook:
         return len(self.centroids)
 
     @property
-    def codes(self) -> int:
-        return len(self.centroids[0])
+    def sizes(self) -> tuple[int, ...]:
+        """The codes of each level."""
+        return tuple(len(values) for values in self.centroids)
 
     @property
     def width(self) -> int:
@@ -47,27 +49,51 @@ class Fit:
     inertia: list[list[float]]  # of each level, at each iteration
 
 
-def fit(residual_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, reducer: Reducer | None = None) -> Fit:
+@dataclass(frozen=True)
+class Levels:
+    """The levels fitted so far. It is the whole state of a fit: residuals and codes follow from it bit for bit."""
+
+    centroids: list[Tensor]  # float32 [K, D] each
+    inertia: list[list[float]]
+
+
+def fit(
+    residual_ND: Tensor,
+    ids_N: Tensor,
+    settings: TokenizeConfig,
+    reducer: Reducer | None = None,
+    earlier: Levels | None = None,
+    after_level: Callable[[Levels], None] | None = None,
+) -> Fit:
     """Fits the levels on the rows of all ranks. `residual_ND` float32 is consumed: it ends as the last residual.
 
-    `ids_N` int64 are distinct over all ranks. Raises ContractViolation without rows or with values that are not finite.
+    `ids_N` int64 are distinct over all ranks. A fit continues after the levels in `earlier`, the same on all ranks, and
+    gives what one fit without a break gives; `after_level` is called where a further level is done. Raises
+    ContractViolation without rows or with values that are not finite.
     """
-    centroids, labels, inertia = [], [], []
-    for level in range(settings.levels):
-        clusters = lloyd(
-            residual_ND,
-            ids_N,
-            settings.codes,
-            salt=settings.seed * 1_000_003 + level,
-            iterations=settings.iterations,
-            tolerance=settings.tolerance,
-            chunk=settings.chunk,
-            reducer=reducer or Alone(),
-        )
-        residual_ND.sub_(clusters.centroids_KD[clusters.labels_N])
-        centroids.append(clusters.centroids_KD)
-        labels.append(clusters.labels_N.int())
-        inertia.append(clusters.inertia)
+    known = earlier or Levels([], [])
+    centroids, inertia, labels = list(known.centroids), list(known.inertia), []
+    for level, codes in enumerate(settings.sizes):
+        if level < len(known.centroids):
+            labels_N = assign(residual_ND, centroids[level], settings.chunk)
+        else:
+            clusters = lloyd(
+                residual_ND,
+                ids_N,
+                codes,
+                salt=settings.seed * 1_000_003 + level,
+                iterations=settings.iterations,
+                tolerance=settings.tolerance,
+                chunk=settings.chunk,
+                reducer=reducer or Alone(),
+            )
+            labels_N = clusters.labels_N
+            centroids.append(clusters.centroids_KD)
+            inertia.append(clusters.inertia)
+            if after_level is not None:
+                after_level(Levels(list(centroids), list(inertia)))
+        residual_ND.sub_(centroids[level][labels_N])
+        labels.append(labels_N.int())
     return Fit(Codebook(centroids), torch.stack(labels, 1), inertia)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from model.item_table import ItemTable
 from model.ranker import Ranker
 from model.trie import Trie
 from pipelines.catalogue import Catalogue
-from pipelines.checkpoints import load_model
+from pipelines.checkpoints import code_sizes, load_model
 from schemas.errors import ContractViolation
 
 FORMAT = 2
@@ -68,7 +68,7 @@ def write_bundle(
     save(folder / "weights.safetensors", tensors_of(model_folder / "weights.safetensors"), version)
     save(folder / "codebook.safetensors", tensors_of(codebook_file), version)
     save(folder / "items.safetensors", catalogue_tensors(catalogue) | item_tensors(items), version)
-    save(folder / "trie.safetensors", trie_tensors(build_trie(catalogue, description["num_codes"])), version)
+    save(folder / "trie.safetensors", trie_tensors(build_trie(catalogue, code_sizes(description))), version)
     (folder / "model.json").write_text(json.dumps(description, indent=2))
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=2))
@@ -91,7 +91,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     )
     items = ItemTable(**{name: tensors[f"field_{name}"] for name in ("codes", "authors", "tags")})
     decoder, description = load_model(folder)
-    trie = build_trie(catalogue, description["num_codes"])
+    trie = build_trie(catalogue, code_sizes(description))
     stored = tensors_of(folder / "trie.safetensors")
     if any(not torch.equal(stored[name], tensor) for name, tensor in trie_tensors(trie).items()):
         raise ContractViolation(f"{folder}: trie.safetensors does not fit items.safetensors; register the model again.")
@@ -132,8 +132,9 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def build_trie(catalogue: Catalogue, num_codes: int) -> Trie:
-    return Trie(torch.from_numpy(catalogue.codes), torch.from_numpy(catalogue.ranks), num_codes)
+def build_trie(catalogue: Catalogue, sizes: Sequence[int]) -> Trie:
+    """`sizes`: the codes of each level."""
+    return Trie(torch.from_numpy(catalogue.codes), torch.from_numpy(catalogue.ranks), sizes)
 
 
 def trie_tensors(trie: Trie) -> dict[str, Tensor]:

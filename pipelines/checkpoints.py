@@ -30,7 +30,7 @@ def save_model(folder: Path, decoder: LazyDecoder, description: Mapping[str, Any
     sizes = {
         "model": to_mapping(decoder.config),
         "levels": decoder.levels,
-        "num_codes": decoder.num_codes,
+        "num_codes": list(decoder.sizes),
         "engaged_mask": decoder.engaged_mask,
     }
     save_file(
@@ -47,12 +47,18 @@ def load_model(folder: str | Path) -> tuple[LazyDecoder, dict[str, Any]]:
             raise ContractViolation(f"{folder} holds no {part}: it is no trained model; run stage train first.")
     description = json.loads((folder / "model.json").read_text())
     config = from_mapping(ModelConfig, description["model"], str(folder / "model.json"))
-    decoder = LazyDecoder(config, description["levels"], description["num_codes"], description["engaged_mask"])
+    decoder = LazyDecoder(config, code_sizes(description), description["engaged_mask"])
     try:
         decoder.load_state_dict(load_file(folder / "weights.safetensors"))
     except RuntimeError as error:
         raise ContractViolation(f"{folder}: weights.safetensors does not fit model.json; train the model again.") from error
     return decoder.eval(), description
+
+
+def code_sizes(description: Mapping[str, Any]) -> tuple[int, ...]:
+    """The codes of each level; models of earlier releases name one number for all."""
+    found = description["num_codes"]
+    return (found,) * description["levels"] if isinstance(found, int) else tuple(found)
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -131,10 +131,10 @@ def load_ranker(context: StageContext, catalogue: Catalogue) -> Ranker:
         context.pins["items"],
         catalogue,
         decoder.config.hash_buckets,
-        decoder.num_codes,
+        decoder.sizes,
         until=context.calendar.test[-1],
     )
-    return Ranker(decoder, items, build_trie(catalogue, decoder.num_codes))
+    return Ranker(decoder, items, build_trie(catalogue, decoder.sizes))
 
 
 @dataclass

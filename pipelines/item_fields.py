@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ def item_table(
     items_version: int,
     catalogue: Catalogue,
     hash_buckets: int,
-    num_codes: int,
+    sizes: Sequence[int],
     until: datetime.date | None = None,
 ) -> ItemTable:
     """Fields of the catalogue's items by their newest rows, at or before `until` where it is given.
@@ -41,7 +42,8 @@ def item_table(
         torch.from_numpy(authors),
         torch.from_numpy(tags),
         torch.from_numpy(no_tag),
-        (num_codes, hash_buckets),
+        sizes,
+        hash_buckets,
     )
 
 

@@ -93,7 +93,7 @@ def build_bundle(context: StageContext) -> Path:
         "mlflow_run": manifest["mlflow_run"],
     }
     fields = item_table(
-        lake, context.pins["items"], catalogue, config.model.hash_buckets, config.tokenize.codes, calendar.days[-1]
+        lake, context.pins["items"], catalogue, config.model.hash_buckets, config.tokenize.sizes, calendar.days[-1]
     )
     folder = context.folder / "bundle"
     write_bundle(

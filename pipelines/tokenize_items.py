@@ -91,17 +91,16 @@ def fit_day_codes(context: StageContext, version: str) -> tuple[Coded, Curves]:
     ray, lake = context.engines.ray(), absolute(context.lake)
     folder = lake.artifact("tokenize", version)
     items = read_dataset(lake, VECTORS, context.pins[VECTORS], ["item_id", "vector"], [fit_day])
-    scratch = folder / "fit"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
+    scratch = folder / "fit"  # of a killed run too, which it continues
     rows = lake.rows_by_day(VECTORS, context.pins[VECTORS]).get(fit_day, 0)
-    result = fit_codebook(ray, items, rows, settings, scratch)
+    result = fit_codebook(ray, items, rows, settings, scratch, f"{version} {context.pins[VECTORS]}")
     save_codebook(folder, result.codebook)
     shutil.rmtree(scratch)
     counts = train_positives(context, result.item_ids)
     days = np.full(len(counts), np.datetime64(fit_day), "datetime64[D]")
     fitted = Coded(result.item_ids, result.codes, days, counts)
     codebook = result.codebook
-    content: dict[str, Any] = {"levels": codebook.levels, "codes": codebook.codes, "width": codebook.width}
+    content: dict[str, Any] = {"levels": codebook.levels, "codes": list(codebook.sizes), "width": codebook.width}
     content |= {"items": len(counts), "inertia": result.inertia, "metrics": codebook_metrics(fitted, codebook)}
     content |= {"inputs": {name: context.pins[name] for name in (VECTORS, "user_sequences")}, "settings": asdict(settings)}
     context.lake.write_manifest("tokenize", version, content)
@@ -166,7 +165,7 @@ def codebook_metrics(items: Coded, codebook: Codebook) -> dict[str, float]:
     codes_NL = torch.from_numpy(items.codes)
     metrics: dict[str, float] = {}
     for level in range(codebook.levels):
-        for name, value in asdict(level_use(codes_NL[:, level], codebook.codes)).items():
+        for name, value in asdict(level_use(codes_NL[:, level], codebook.sizes[level])).items():
             metrics[f"{name}_level_{level + 1}"] = value
     shared = collisions(codes_NL)
     return metrics | {"collision_rate": shared.rate, "distinct_codes": shared.distinct, "largest_bucket": shared.largest}
@@ -179,7 +178,7 @@ def use_figure(items: Coded, codebook: Codebook) -> Any:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for level in range(codebook.levels):
-        counts = code_counts(torch.from_numpy(items.codes[:, level]), codebook.codes).sort(descending=True).values
+        counts = code_counts(torch.from_numpy(items.codes[:, level]), codebook.sizes[level]).sort(descending=True).values
         axes.plot(counts.numpy(), label=f"level {level + 1}")
     axes.set(xlabel="codes by falling use", ylabel="items", title="Use of the codebook")
     axes.legend()

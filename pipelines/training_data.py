@@ -91,13 +91,13 @@ def open_data(
     """
     until = calendar.trained_until
     catalogue = load_catalogue(lake, pins["semantic_ids"], calendar.fit_day, until)
-    num_codes = config.tokenize.codes
-    if len(catalogue) == 0 or catalogue.codes.max() >= num_codes:
+    sizes = config.tokenize.sizes
+    if len(catalogue) == 0 or catalogue.codes.shape[1] != len(sizes) or (catalogue.codes >= sizes).any():
         raise ContractViolation(
             f"Table semantic_ids version {pins['semantic_ids']} holds {len(catalogue)} items up to {until} with "
-            f"codes that do not fit tokenize.codes = {num_codes}; run stage tokenize with this configuration."
+            f"codes that do not fit tokenize.codes = {config.tokenize.codes}; run stage tokenize with this configuration."
         )
-    fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, num_codes, until)
+    fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, sizes, until)
     roles = load_roles(lake, pins[TABLE], config, calendar)
     collate = collate_for(config, catalogue, roles, "train", loss_mask)
     stream = ExampleStream(lake, pins[TABLE], calendar.train if days is None else days, collate, config.train)

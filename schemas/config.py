@@ -190,12 +190,26 @@ class TokenizeConfig:
     """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals."""
 
     levels: int = 3
-    codes: int = 256  # a level
+    codes: int | tuple[int, ...] = 256  # of every level, or one number a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
     seed: int = 0
     num_workers: int = resource(0)  # 0: in this process
     chunk: int = resource(65_536)  # rows assigned at a time
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "iterations", "chunk"):
+            require(getattr(self, name) >= 1, f"tokenize.{name}", "must be at least 1")
+        require(self.tolerance >= 0, "tokenize.tolerance", "must be at least 0")
+        require(self.num_workers >= 0, "tokenize.num_workers", "must be at least 0")
+        one_a_level = f"must be one number or {self.levels}, one a level (tokenize.levels)"
+        require(len(self.sizes) == self.levels, "tokenize.codes", one_a_level)
+        require(min(self.sizes) >= 1, "tokenize.codes", "must be at least 1")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The codes of each level."""
+        return self.codes if isinstance(self.codes, tuple) else (self.codes,) * self.levels
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def test_role_events_of_examples_give_each_target_the_time_of_its_request() -> N
 def test_item_fields_hold_as_of_a_day(lake) -> None:
     pins = write_lake(lake, example_rows(1))
     catalogue = Catalogue(np.arange(40), np.zeros((40, 3), np.int32), np.zeros(40), np.full(40, DAYS[0]), "c1")
-    late = item_table(lake, pins["items"], catalogue, 50, CODES)
-    early = item_table(lake, pins["items"], catalogue, 50, CODES, until=DAYS[2])
+    late = item_table(lake, pins["items"], catalogue, 50, [CODES] * 3)
+    early = item_table(lake, pins["items"], catalogue, 50, [CODES] * 3, until=DAYS[2])
     assert len(late) == 40 and late.codes[-1].tolist() == [CODES] * 3
     assert (late.authors[:40] > 0).all() and (early.authors[38:] == 0).all()
     assert torch.equal(late.authors[:38], early.authors[:38])

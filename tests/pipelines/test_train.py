@@ -184,7 +184,7 @@ def test_the_stage_leaves_a_model_its_curves_and_its_figures(small_lake, engines
     context = StageContext(CONFIG, lake, calendar(), plan, engines, pins, lines.append)
     result = run(context)
     decoder, description = load_model(context.folder)
-    assert description["codebook_version"] == "c1" and description["num_codes"] == 8 and not decoder.training
+    assert description["codebook_version"] == "c1" and description["num_codes"] == [8, 8, 8] and not decoder.training
     assert {"loss", "loss_level_1", "loss_level_3", "validation_loss"} <= result.series.keys()
     assert len(result.series["validation_loss"]) == 2
     assert 0 <= result.metrics["data_wait_share"] <= 1 and result.metrics["tokens_per_second"] > 0

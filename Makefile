@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,7 +44,7 @@ check: setup  ## formatting, lint, types
 test: setup  ## every test but the long ones
 	$(BIN)/python -m pytest
 
-test-long: setup  ## nights, whole backfills, spark-submit, a cluster of two nodes, MLflow on PostgreSQL, Ray servers that end
+test-long: setup  ## kills, nights, whole backfills, spark-submit, a cluster of two nodes, MLflow on PostgreSQL, Ray servers that end
 	$(BIN)/python -m pytest -m long
 
 format: setup  ## put the code into shape
@@ -62,6 +62,15 @@ bench-lifelong: setup  ## compression of long histories beside scikit-learn and 
 
 bench-features: setup  ## the feature jobs beside DuckDB and Polars on the same log; FULL=1: the largest size too
 	$(BIN)/python -m benchmarks.features
+
+bench-item-vectors: setup  ## ways of making item vectors, by neighbours that users like together; after lazyrec run with CONFIG
+	$(BIN)/python -m benchmarks.item_vectors --config $(CONFIG)
+
+bench-code-ranker: setup  ## what quantitative codes add to a click model; DATA=<folder of KuaiRand-Pure>; FULL=1: more seeds, all impressions
+	$(BIN)/python -m benchmarks.code_ranker --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))
+
+bench-codebooks: setup  ## ways to make semantic ids side by side, as in OneRec-V1's Table 11; FULL=1: three seeds
+	$(BIN)/python -m benchmarks.codebooks
 
 soak: setup  ## kills at random moments and nights in a row; KILLS=100 NIGHTS=10 SEED=0
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS) --nights $(NIGHTS) --seed $(SEED)

@@ -78,8 +78,8 @@ class Bench:
         decoder, _ = load_model(folder)
         catalogue, truth = self.catalogue, self.truth(role)
         last = self.calendar.test[-1]
-        items = item_table(self.lake, self.pins["items"], catalogue, decoder.config.hash_buckets, decoder.sizes, last)
-        ranker = Ranker(decoder, items, build_trie(catalogue, decoder.sizes))
+        items = item_table(self.lake, self.pins["items"], catalogue, decoder.config.hash_buckets, last)
+        ranker = Ranker(decoder, items, build_trie(catalogue))
         days = self.calendar.test if role == "test" else self.calendar.validation
         exposures = load_exposures(self.lake, self.pins, days, catalogue.codebook_version, decoder.levels)
         sample = Sample.of(*self.data.targets(role).requests(), REQUESTS, seed=1)

@@ -71,11 +71,15 @@ def bootstrap_means(values_TC: np.ndarray, users_T: np.ndarray, resamples: int, 
     means = []
     for done in range(0, resamples, CHUNK):
         size = min(CHUNK, resamples - done)
-        drawn = generator.integers(num_users, size=(size, num_users)) + num_users * np.arange(size)[:, None]
-        weight_BU = np.bincount(drawn.ravel(), minlength=size * num_users).reshape(size, num_users)
-        totals = weight_BU.astype(np.float64) @ sums_UC
+        totals = user_weights(generator, size, num_users).astype(np.float64) @ sums_UC
         means.append(totals[:, :-1] / totals[:, -1:])
     return np.concatenate(means)
+
+
+def user_weights(generator: np.random.Generator, resamples: int, num_users: int) -> np.ndarray:
+    """int64 [B, U]: how often each user is drawn, with replacement, as many as there are."""
+    drawn = generator.integers(num_users, size=(resamples, num_users)) + num_users * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * num_users).reshape(resamples, num_users)
 
 
 def estimates(values_TC: np.ndarray, draws_BC: np.ndarray, confidence: float) -> list[Estimate]:

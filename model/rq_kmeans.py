@@ -3,17 +3,26 @@
 Level l clusters R^(l) into K_l codes, s^(l) = argmin_k |R^(l) - c_k|, R^(l+1) = R^(l) - c_{s^(l)}, in float32. An item's
 codes are a function of its vector and the codebook alone, so appending items moves no code, and `encode` repeats the
 labels of the fit bit for bit.
+
+With `settings.balance` (OneRec, arXiv 2502.18965, clusters of equal size; or of a largest size) s^(l) of a fitted item is
+the balanced assignment, and the residual subtracts the centroid of that code. Such codes depend on all items of the fit:
+keep them, since `encode` gives nearest centroids, the papers' formula, which for a fitted item may be other codes. The
+same fit again gives the same codes, for any shards and order. Appended items get nearest centroids and move no code; they
+are not balanced, and an item whose vector equals a fitted one may get other codes than it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from model.kmeans import lloyd
+from model.balanced_kmeans import equal_kmeans
+from model.capped_kmeans import capped_kmeans
+from model.kmeans import Clusters, lloyd
 from model.nearest import assign
 from model.reduction import Alone, Reducer
 from schemas.config import TokenizeConfig
@@ -25,6 +34,16 @@ class Codebook:
     """The frozen centroids, level by level, coarse to fine."""
 
     centroids: list[Tensor]  # float32 [K, D] each
+    # int64 [K] each: the codes in the order of the fit, by which the first of several nearest centroids has a row; None: as
+    # they are.
+    order: list[Tensor] | None = None
+
+    def nearest(self, residual_ND: Tensor, level: int, chunk: int) -> Tensor:
+        """int64 [N]: the code of each residual at `level`, as the fit gives it."""
+        if self.order is None:
+            return assign(residual_ND, self.centroids[level], chunk)
+        order_K = self.order[level].to(residual_ND.device)
+        return order_K[assign(residual_ND, self.centroids[level][order_K], chunk)]
 
     @property
     def levels(self) -> int:
@@ -34,6 +53,11 @@ class Codebook:
     def sizes(self) -> tuple[int, ...]:
         """The codes of each level."""
         return tuple(len(values) for values in self.centroids)
+
+    @property
+    def codes(self) -> int:
+        """The codes of the largest level: no code reaches it."""
+        return max(self.sizes)
 
     @property
     def width(self) -> int:
@@ -51,7 +75,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels fitted so far. It is the whole state of a fit: residuals and codes follow from it bit for bit."""
+    """The levels fitted so far, without `balance` the whole state of a fit: residuals and codes follow bit for bit."""
 
     centroids: list[Tensor]  # float32 [K, D] each
     inertia: list[list[float]]
@@ -67,26 +91,17 @@ def fit(
 ) -> Fit:
     """Fits the levels on the rows of all ranks. `residual_ND` float32 is consumed: it ends as the last residual.
 
-    `ids_N` int64 are distinct over all ranks. A fit continues after the levels in `earlier`, the same on all ranks, and
-    gives what one fit without a break gives; `after_level` is called where a further level is done. Raises
-    ContractViolation without rows or with values that are not finite.
+    `ids_N` int64 are distinct over all ranks. A fit without balance continues after the levels in `earlier`, the same on
+    all ranks, and gives what one fit without a break gives; `after_level` is called where a further level is done. Raises
+    ContractViolation without rows, with values that are not finite, and for more rows than `balance: equal` handles.
     """
     known = earlier or Levels([], [])
     centroids, inertia, labels = list(known.centroids), list(known.inertia), []
-    for level, codes in enumerate(settings.sizes):
+    for level in range(settings.levels):
         if level < len(known.centroids):
             labels_N = assign(residual_ND, centroids[level], settings.chunk)
         else:
-            clusters = lloyd(
-                residual_ND,
-                ids_N,
-                codes,
-                salt=settings.seed * 1_000_003 + level,
-                iterations=settings.iterations,
-                tolerance=settings.tolerance,
-                chunk=settings.chunk,
-                reducer=reducer or Alone(),
-            )
+            clusters = _clusters(residual_ND, ids_N, settings, level, reducer or Alone())
             labels_N = clusters.labels_N
             centroids.append(clusters.centroids_KD)
             inertia.append(clusters.inertia)
@@ -97,8 +112,29 @@ def fit(
     return Fit(Codebook(centroids), torch.stack(labels, 1), inertia)
 
 
+def _clusters(x_ND: Tensor, ids_N: Tensor, settings: TokenizeConfig, level: int, reducer: Reducer) -> Clusters:
+    """One level, by the way of `settings.balance`."""
+    k, salt = settings.sizes[level], settings.seed * 1_000_003 + level
+    if settings.balance == "equal":
+        return equal_kmeans(x_ND, ids_N, k, salt=salt, iterations=settings.iterations, reducer=reducer)
+    cluster = lloyd if settings.balance == "none" else partial(capped_kmeans, slack=settings.balance_tolerance)
+    return cluster(
+        x_ND,
+        ids_N,
+        k,
+        salt=salt,
+        iterations=settings.iterations,
+        tolerance=settings.tolerance,
+        chunk=settings.chunk,
+        reducer=reducer,
+    )
+
+
 def encode(codebook: Codebook, x_ND: Tensor, chunk: int = 65_536) -> Tensor:
-    """int32 [N, L]: the codes of each row of `x_ND` (float32, left as it is). Raises ContractViolation at another width."""
+    """int32 [N, L]: nearest codes, level by level, of each row of `x_ND` (float32, left as it is).
+
+    Raises ContractViolation at another width.
+    """
     if x_ND.shape[1] != codebook.width:
         raise ContractViolation(
             f"Vectors of {x_ND.shape[1]} dimensions do not fit a codebook of {codebook.width}; "
@@ -108,7 +144,7 @@ def encode(codebook: Codebook, x_ND: Tensor, chunk: int = 65_536) -> Tensor:
     for start in range(0, len(x_ND), chunk):
         residual_CD = x_ND[start : start + chunk].clone()
         for level, centroids_KD in enumerate(codebook.centroids):
-            labels = assign(residual_CD, centroids_KD, chunk)
+            labels = codebook.nearest(residual_CD, level, chunk)
             residual_CD -= centroids_KD[labels]
             codes_NL[start : start + chunk, level] = labels.int()
     return codes_NL

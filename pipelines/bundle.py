@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from model.item_table import ItemTable
 from model.ranker import Ranker
 from model.trie import Trie
 from pipelines.catalogue import Catalogue
-from pipelines.checkpoints import code_sizes, load_model
+from pipelines.checkpoints import load_model, refuse_other_codebook
+from pipelines.codebook import refuse_other_file
 from schemas.errors import ContractViolation
 
 FORMAT = 2
@@ -61,14 +62,16 @@ def write_bundle(
     config: Mapping[str, Any],
     lineage: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes every part and then the manifest, which it returns."""
+    """Writes every part and then the manifest, which it returns. Raises ContractViolation for parts of another codebook."""
     folder.mkdir(parents=True, exist_ok=True)
     version = catalogue.codebook_version
     description = json.loads((model_folder / "model.json").read_text())
+    refuse_other_codebook(model_folder, description, version)
+    refuse_other_file(codebook_file, version)
     save(folder / "weights.safetensors", tensors_of(model_folder / "weights.safetensors"), version)
     save(folder / "codebook.safetensors", tensors_of(codebook_file), version)
     save(folder / "items.safetensors", catalogue_tensors(catalogue) | item_tensors(items), version)
-    save(folder / "trie.safetensors", trie_tensors(build_trie(catalogue, code_sizes(description))), version)
+    save(folder / "trie.safetensors", trie_tensors(build_trie(catalogue)), version)
     (folder / "model.json").write_text(json.dumps(description, indent=2))
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=2))
@@ -82,16 +85,17 @@ def load_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = verify(folder)
     tensors = tensors_of(folder / "items.safetensors")
+    decoder, description = load_model(folder)
     catalogue = Catalogue(
         item_ids=tensors["item_ids"].numpy(),
         codes=tensors["codes"].numpy(),
         ranks=tensors["ranks"].numpy(),
         known_on=EPOCH + tensors["known_on"].numpy().astype("timedelta64[D]"),
         codebook_version=manifest["codebook_version"],
+        sizes=decoder.sizes,
     )
     items = ItemTable(**{name: tensors[f"field_{name}"] for name in ("codes", "authors", "tags")})
-    decoder, description = load_model(folder)
-    trie = build_trie(catalogue, code_sizes(description))
+    trie = build_trie(catalogue)
     stored = tensors_of(folder / "trie.safetensors")
     if any(not torch.equal(stored[name], tensor) for name, tensor in trie_tensors(trie).items()):
         raise ContractViolation(f"{folder}: trie.safetensors does not fit items.safetensors; register the model again.")
@@ -132,9 +136,8 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def build_trie(catalogue: Catalogue, sizes: Sequence[int]) -> Trie:
-    """`sizes`: the codes of each level."""
-    return Trie(torch.from_numpy(catalogue.codes), torch.from_numpy(catalogue.ranks), sizes)
+def build_trie(catalogue: Catalogue) -> Trie:
+    return Trie(torch.from_numpy(catalogue.codes), torch.from_numpy(catalogue.ranks), catalogue.sizes)
 
 
 def trie_tensors(trie: Trie) -> dict[str, Tensor]:

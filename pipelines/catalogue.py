@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.codebook import sizes_of
 from pipelines.ray_tables import read_arrow
-from schemas.errors import ContractViolation
+from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
 
 
@@ -21,6 +22,11 @@ class Catalogue:
     ranks: np.ndarray  # int32 [N], place among the items that share the codes
     known_on: np.ndarray  # datetime64[D] [N], the day on which the item got its codes
     codebook_version: str
+    sizes: tuple[int, ...]  # codes of each level that an item has
+
+    @property
+    def levels(self) -> int:
+        return self.codes.shape[1]
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -34,7 +40,8 @@ class Catalogue:
 def load_catalogue(lake: Lake, version: int, fit_day: datetime.date, until: datetime.date) -> Catalogue:
     """The codes of the codebook of `fit_day` at a pinned table version, of the items known by the end of `until`.
 
-    Partitions before the fit day belong to older codebooks. Raises ContractViolation where the others mix codebooks.
+    Partitions before the fit day belong to older codebooks. Raises ContractViolation where the others mix codebooks or do
+    not fit theirs, MissingUpstream where the lake has lost it.
     """
     days = [day for day in lake.identities("semantic_ids") if fit_day <= day <= until]
     table = read_arrow(lake, "semantic_ids", version, days=days)
@@ -44,13 +51,29 @@ def load_catalogue(lake: Lake, version: int, fit_day: datetime.date, until: date
             f"Table semantic_ids version {version} holds codes of {len(versions)} codebooks ({sorted(versions)}) from "
             f"{fit_day} to {until}; run stage tokenize with --force, so that all items have codes of one."
         )
+    (codebook,) = versions
+    sizes = sizes_of_ids(lake, codebook)
     table = table.sort_by("item_id")
     codes = table.column("codes").combine_chunks()
-    levels = len(codes[0])
+    lengths, flat = np.unique(np.diff(codes.offsets.to_numpy())), codes.flatten().to_numpy()
+    if lengths.tolist() != [len(sizes)] or flat.min() < 0 or (flat.reshape(-1, len(sizes)) >= sizes).any():
+        raise ContractViolation(
+            f"Table semantic_ids version {version} holds ids that do not fit codebook {codebook}, whose levels have "
+            f"{', '.join(map(str, sizes))} codes; run stage tokenize with --force."
+        )
     return Catalogue(
         item_ids=table.column("item_id").to_numpy().copy(),  # copies, which PyTorch may hold: Arrow's memory is read-only
-        codes=codes.flatten().to_numpy().copy().reshape(-1, levels),
+        codes=flat.copy().reshape(-1, len(sizes)),
         ranks=table.column("rank").to_numpy().copy(),
         known_on=table.column("date").to_numpy().astype("datetime64[D]"),
-        codebook_version=versions.pop(),
+        codebook_version=codebook,
+        sizes=sizes,
     )
+
+
+def sizes_of_ids(lake: Lake, codebook: str) -> tuple[int, ...]:
+    """Codes of each level of an item's id. Raises MissingUpstream where the lake has no such codebook."""
+    manifest = lake.manifest("tokenize", codebook)
+    if manifest is None:
+        raise MissingUpstream(f"The lake {lake.root} holds no codebook {codebook}; run stage tokenize.")
+    return sizes_of(manifest["codes"], manifest["levels"])

@@ -12,12 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.item_aligner import Aligner, build_aligner
 from model.lazy_decoder import LazyDecoder
+from pipelines.codebook import sizes_of
 from schemas.config import ModelConfig
 from schemas.errors import ContractViolation
+from schemas.item_alignment import ItemAlignmentConfig
 from schemas.loader import from_mapping, to_mapping
 
 KEEP = 2  # states
@@ -47,7 +51,7 @@ def load_model(folder: str | Path) -> tuple[LazyDecoder, dict[str, Any]]:
             raise ContractViolation(f"{folder} holds no {part}: it is no trained model; run stage train first.")
     description = json.loads((folder / "model.json").read_text())
     config = from_mapping(ModelConfig, description["model"], str(folder / "model.json"))
-    decoder = LazyDecoder(config, code_sizes(description), description["engaged_mask"])
+    decoder = LazyDecoder(config, sizes_of(description["num_codes"], description["levels"]), description["engaged_mask"])
     try:
         decoder.load_state_dict(load_file(folder / "weights.safetensors"))
     except RuntimeError as error:
@@ -55,10 +59,30 @@ def load_model(folder: str | Path) -> tuple[LazyDecoder, dict[str, Any]]:
     return decoder.eval(), description
 
 
-def code_sizes(description: Mapping[str, Any]) -> tuple[int, ...]:
-    """The codes of each level; models of earlier releases name one number for all."""
-    found = description["num_codes"]
-    return (found,) * description["levels"] if isinstance(found, int) else tuple(found)
+def save_aligner(path: Path, aligner: Aligner, settings: ItemAlignmentConfig) -> None:
+    """One safetensors file; its metadata say how the aligner is built."""
+    built = {"widths": json.dumps(aligner.widths), "settings": json.dumps(to_mapping(settings))}
+    save_file({name: t.detach().cpu().contiguous() for name, t in aligner.state_dict().items()}, path, built)
+
+
+def load_aligner(path: Path) -> Aligner:
+    """The aligner in evaluation mode."""
+    with safe_open(path, framework="pt") as saved:
+        built = {name: json.loads(value) for name, value in saved.metadata().items()}
+    settings = from_mapping(ItemAlignmentConfig, built["settings"], str(path))
+    aligner = build_aligner(built["widths"], settings)
+    aligner.load_state_dict(load_file(path))
+    return aligner.eval()
+
+
+def refuse_other_codebook(folder: Path, description: Mapping[str, Any], codebook: str) -> None:
+    """Raises ContractViolation unless the model of `folder` learned the codes of `codebook`."""
+    learned = description.get("codebook_version")
+    if learned != codebook:
+        raise ContractViolation(
+            f"{folder}: the model learned codebook {learned}, whose codes mean nothing in codebook {codebook}; "
+            "run stage train again."
+        )
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The command line: parses, calls, prints. The last line on standard output is one JSON object.
 
-Exit codes: 0 done or skipped, 1 failed, 2 wrong usage or configuration, 75 an upstream partition is missing, D is newer
-than the log or the lake is busy (a scheduler retries).
+Exit codes: 0 done or skipped, 1 failed, 2 wrong usage or configuration, 3 `drift` advises a new codebook, 75 an upstream
+partition is missing, D is newer than the log or the lake is busy (a scheduler retries).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import yaml
 
 from schemas.calendar import DayRange
 from schemas.config import Config
-from schemas.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from schemas.errors import CLUSTER_ANEW, EXIT_ANEW, EXIT_DONE, EXIT_FAILED, ConfigError
 from schemas.lineage import STAGES
 from schemas.loader import load_config, parse_date
 from schemas.outages import explained, sentence_of
 
+APPENDING = ("embed", "tokenize")  # stages that fit on one day and append to that on later ones
 STAGE_NAMES = ("ingest", *(spec.name for spec in STAGES))
 
 
@@ -36,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     summaries = {spec.name: spec.summary for spec in STAGES} | {"ingest": "raw logs to tables; bad rows aside"}
     _command(commands, "run", "every stage in order, or the night of --date; skips what is done", force=True, date=True)
     for name in STAGE_NAMES:
-        _command(commands, name, summaries[name], force=True, date=True)
+        stage = _command(commands, name, summaries[name], force=True, date=True)
+        if name in APPENDING:
+            stage.add_argument("--append", action="store_true", help="the new items of --date alone, and never a fit")
     backfill = _command(
         commands, "backfill", "late or corrected days, and every Spark table that depends on them", force=True
     )
@@ -49,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     organisers.add_argument("--date", help="the log up to the end of this day, YYYY-MM-DD; default: all of it")
     _command(commands, "check", "what is wrong with the source and its mapping, before anything runs")
     _command(commands, "plan", "what a run, or the night of --date, would do, and why", date=True)
+    _command(commands, "drift", "whether the items appended to the codebook, or those of --date, fit it", date=True)
     _command(commands, "status", "tables, artifacts, model versions, runs and the lock")
     promote = _command(commands, "promote", "make a version whose gates passed the champion", force=True)
     promote.add_argument("--version", required=True, type=int, metavar="N", help="of the registered model")
@@ -113,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"lazyrec: {known}\n")
         return known.exit_code
     sys.stdout.write(json.dumps(answer) + "\n")
-    return EXIT_DONE
+    return EXIT_ANEW if answer.get("verdict") == CLUSTER_ANEW else EXIT_DONE
 
 
 def execute(options: argparse.Namespace) -> dict[str, Any]:
@@ -155,6 +159,8 @@ def run_command(options: argparse.Namespace, config: Config) -> dict[str, Any]:
         if not options.quiet:
             print_summary(summary)
         return summary_answer(summary)
+    if getattr(options, "append", False):
+        return stage_answer(run.run_append(options.command, config, options.force, date, progress))
     return stage_answer(run.run_one(options.command, config, options.force, date, progress))
 
 

@@ -7,7 +7,7 @@ file each, rank 0 the codebook, in `folder`, which must be reachable from all (t
 
 A level takes long where there are many rows, so rank 0 keeps the levels so far in `folder`. A fit that is started again
 there, and the workers that Ray Train starts for lost ones, continue after them and end with the same bits. Levels of
-another identity (settings, vectors) are ignored.
+another identity (settings, vectors) are ignored. Balanced codes depend on all items and start anew.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ from safetensors.torch import save_file
 from model.reduction import Reducer, reducer_of_process
 from model.rq_kmeans import Codebook, Levels, fit
 from pipelines.codebook import read_codebook, save_codebook
+from pipelines.embed import absolute
 from pipelines.item_vectors import matrix_of
+from pipelines.ray_tables import read_dataset
+from pipelines.stage import StageContext
 from schemas.config import TokenizeConfig
 from schemas.errors import ContractViolation
 from schemas.loader import to_mapping
 
 DATASET = "items"
+VECTORS = "item_embeddings"
 BLOCKS_A_WORKER = 4  # finer blocks spread the rows more evenly
 LEVELS = "levels.safetensors"  # of a fit that is not done
 RESTARTS = 2  # of lost workers
@@ -63,6 +67,19 @@ class EveryRow(DataConfig):
     ) -> list[dict[str, DataIterator]]:
         shards = datasets[DATASET].streaming_split(world_size, equal=False)
         return [{DATASET: shard} for shard in shards]
+
+
+def fit_stage_codebook(context: StageContext, version: str, settings: TokenizeConfig) -> CodebookFit:
+    """Fits on the vectors of the fit day, or continues a killed run's fit; nothing is left in the artifact folder `version`
+    of the stage."""
+    fit_day, lake, pin = context.calendar.fit_day, absolute(context.lake), context.pins[VECTORS]
+    folder = lake.artifact(context.plan.spec.name, version)
+    ray = context.engines.ray()
+    items = read_dataset(lake, VECTORS, pin, ["item_id", "vector"], [fit_day])
+    scratch, rows = folder / "fit", lake.rows_by_day(VECTORS, pin).get(fit_day, 0)
+    result = fit_codebook(ray, items, rows, settings, scratch, f"{version} {pin}")
+    shutil.rmtree(scratch)
+    return result
 
 
 def fit_codebook(
@@ -111,7 +128,7 @@ def fit_worker(config: dict[str, Any]) -> None:
     earlier = common_levels(read_levels(folder, config["identity"]), reducer, device)
 
     def keep(levels: Levels) -> None:
-        if rank == 0:
+        if rank == 0 and settings.balance == "none":
             save_levels(folder, levels, config["identity"])
 
     result = fit(x_ND, ids_N, settings, reducer, earlier, keep)

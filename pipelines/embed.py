@@ -4,19 +4,22 @@ The partition of the fit day holds all items known by its end (the newest row of
 items whose first row is on that day. What is fitted on the fit day lies in the artifact folder of its partition's
 identity, so later days are appended without a refit. A source that the data lacks is left out and said so; which ones
 are in use is part of the artifact. This process holds the catalogue (vectors: 4 x width bytes an item), never the log;
-pairs are factored in a Ray task, titles are encoded in Ray actors.
+pairs are factored in a Ray task, titles are encoded in Ray actors, the aligner is trained in Ray Train.
 """
 
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.item_vectors import DayItems, Fitted, fit_parts, item_vectors
+from pipelines.item_vectors import DayItems, Fitted, aligner_blocks, fit_parts, item_vectors, with_neighbours
 from pipelines.pair_vectors import ppmi_svd_task
 from pipelines.ray_tables import newest_rows, read_arrow, replace_days
 from pipelines.stage import StageContext, StageResult
@@ -27,7 +30,30 @@ from schemas.tables import ITEM_EMBEDDINGS
 
 TABLE = "item_embeddings"
 COLUMNS = ("item_id", "date", "author_id", "tags", "title", "duration_ms", "attributes", "vector")
+NOTHING_LEFT = "No source is left; add one to embed.sources."
 ItemsByDay = dict[datetime.date, pa.Table]
+
+
+@dataclass
+class Usable:
+    """Of the configured sources, and of the content that the aligner reads, those that the data of the fit day has."""
+
+    sources: tuple[str, ...]
+    content: tuple[str, ...]  # empty unless `aligned` is among the sources
+    notes: list[str]  # a sentence for each of the others
+
+    @property
+    def text(self) -> bool:
+        return "text" in (*self.sources, *self.content)
+
+
+@dataclass
+class Fit:
+    """What a fit gives, for later days and for the reader."""
+
+    fitted: Fitted
+    notes: list[str] = field(default_factory=list)
+    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
 def run(context: StageContext) -> StageResult:
@@ -38,24 +64,25 @@ def run(context: StageContext) -> StageResult:
     identity = context.plan.expected[TABLE][fit_day]
     refuse_stale_fit(context, TABLE)
     saved = context.lake.artifact("embed", identity) / "fitted.npz"
-    notes: list[str] = []
     kept = fit_day not in todo and context.lake.manifest("embed", identity) is not None
-    fitted = Fitted.load(saved) if kept else None
-    items = items_by_day(context, sorted({*todo, fit_day} if fitted is None else todo))
-    sources = fitted.sources if fitted else None
-    if sources is None:
-        sources, notes = usable_sources(context, items[fit_day])
-    days = with_text(context, items, "text" in sources)
-    if fitted is None:
-        fitted = fit(context, days[fit_day], sources)
-        keep(context.lake, identity, saved, fitted, notes)
+    if kept:
+        made = Fit(Fitted.load(saved))
+        days = with_text(context, items_by_day(context, sorted(todo)), made.fitted.reads_text)
+    else:
+        items = items_by_day(context, sorted({*todo, fit_day}))
+        usable = usable_sources(context, items[fit_day])
+        days = with_text(context, items, usable.text)
+        made = fit(context, days[fit_day], usable, saved.parent / "align")
+        keep(context, identity, saved, made)
+    fitted = made.fitted
     rows = pa.concat_tables([partition(days[day], day, fitted, context) for day in sorted(todo)])
     version = replace_days(context.lake, TABLE, rows, todo)
     width = len(rows.column("vector")[0]) if len(rows) else 0
-    context.say(f"{len(rows):,} items, {width} dimensions from {', '.join(sources)}")
-    share = {s: sum(s in own for own in rows.column("sources").to_pylist()) / max(1, len(rows)) for s in sources}
+    context.say(f"{len(rows):,} items, {width} dimensions from {', '.join(fitted.sources)}")
+    share = {s: sum(s in own for own in rows.column("sources").to_pylist()) / max(1, len(rows)) for s in fitted.sources}
     metrics = {f"share_with_{source}": value for source, value in share.items()}
-    return StageResult({TABLE: version}, {TABLE: len(rows)}, metrics | {"width": float(width)}, notes=notes)
+    metrics |= {name: points[-1][1] for name, points in made.series.items()} | {"width": float(width)}
+    return StageResult({TABLE: version}, {TABLE: len(rows)}, metrics, made.series, notes=made.notes)
 
 
 def refuse_stale_fit(context: StageContext, table: str) -> None:
@@ -87,22 +114,36 @@ def items_by_day(context: StageContext, days: Iterable[datetime.date]) -> ItemsB
     return found
 
 
-def usable_sources(context: StageContext, items: pa.Table) -> tuple[tuple[str, ...], list[str]]:
-    """The configured sources that the data of the fit day has, and a sentence for each of the others."""
+def usable_sources(context: StageContext, items: pa.Table) -> Usable:
+    """Raises ContractViolation where no source is left."""
+    settings = context.config.embed
     lacking = {
         "text": None if any(items.column("title").to_pylist()) else "no item has a title",
         "pairs": None,
         "attributes": None if has_attributes(items) else "no item has a tag, an author, a duration or an attribute",
         "vector": None if items.column("vector").null_count < len(items) else "no item brings a vector",
+        "aligned": None,
     }
-    settings = context.config.embed
     if lacking["text"] is None and encoder_source(settings.encoder) is None:
         lacking["text"] = f"the extra `text` or the encoder {settings.encoder} is not installed"
+    content = tuple(name for name in settings.aligned.content if not lacking[name])
+    if "aligned" in settings.sources and not (content and pairs_of(context, settings.aligned.kinds)):
+        lacking["aligned"] = "no pair to learn from" if content else "no content that it could read"
     notes = [f"Item vectors leave out {source}: {lacking[source]}." for source in settings.sources if lacking[source]]
     usable = tuple(source for source in settings.sources if not lacking[source])
     if not usable:
-        raise ContractViolation(" ".join([*notes, "No source is left; add one to embed.sources."]))
-    return usable, notes
+        raise ContractViolation(" ".join([*notes, NOTHING_LEFT]))
+    return Usable(usable, content if "aligned" in usable else (), notes)
+
+
+def train_days(context: StageContext) -> list[datetime.date]:
+    return [day for day in context.calendar.days if day <= context.calendar.fit_day]
+
+
+def pairs_of(context: StageContext, kinds: Iterable[str]) -> int:
+    """Rows of item_pairs of these kinds up to the fit day; reads one column."""
+    kinds_read = read_arrow(context.lake, "item_pairs", context.pins["item_pairs"], ["kind"], train_days(context))
+    return int(pc.sum(pc.is_in(kinds_read.column("kind"), pa.array(list(kinds)))).as_py() or 0)
 
 
 def has_attributes(items: pa.Table) -> bool:
@@ -133,20 +174,46 @@ def with_text(context: StageContext, items: ItemsByDay, use_text: bool) -> dict[
     return {day: DayItems(items[day], masks[day], vectors) for day, vectors in zip(items, encoded, strict=True)}
 
 
-def fit(context: StageContext, day: DayItems, sources: tuple[str, ...]) -> Fitted:
+def fit(context: StageContext, day: DayItems, usable: Usable, scratch: Path) -> Fit:
+    """Fits the usable sources on the items of the fit day and the pairs up to it; `scratch` is a folder for the aligner's
+    training, removed in the end."""
     settings = context.config.embed
     pairs = np.zeros(0, np.int64), np.zeros((0, settings.pairs_width), np.float32)
-    if "pairs" in sources:
-        ray = context.engines.ray()
-        lake = absolute(context.lake)
-        task = ray.remote(ppmi_svd_task)
-        train = [d for d in context.calendar.days if d <= context.calendar.fit_day]
-        pairs = ray.get(task.remote(lake, context.pins["item_pairs"], train, settings.pairs_width))
+    if "pairs" in usable.sources:
+        task = context.engines.ray().remote(ppmi_svd_task)
+        arguments = (absolute(context.lake), context.pins["item_pairs"], train_days(context), settings.pairs_width)
+        pairs = context.engines.ray().get(task.remote(*arguments))
         context.say(f"{len(pairs[0]):,} items have pairs")
     components = Components(np.zeros(0), np.zeros((0, 0)))
-    if "text" in sources:
+    if usable.text:
         components = principal_components(day.text, settings.text_width)
-    return fit_parts(day, sources, components, pairs, settings)
+    made = Fit(fit_parts(day, usable.sources, usable.content, components, pairs, settings), usable.notes)
+    if "aligned" in usable.sources:
+        made = aligned(context, day, made, scratch)
+    return replace(made, fitted=with_neighbours(day, made.fitted, settings))
+
+
+def aligned(context: StageContext, day: DayItems, made: Fit, scratch: Path) -> Fit:
+    """Trains the aligner. Leaves the source out where no pair has content on both sides."""
+    from pipelines.item_alignment import align_items  # Ray Train takes seconds to import
+
+    settings, fitted = context.config.embed, made.fitted
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
+    blocks = aligner_blocks(day, fitted, settings)
+    version, lake = context.pins["item_pairs"], absolute(context.lake)
+    found = align_items(
+        context.engines.ray(), lake, version, train_days(context), day.ids, blocks, settings.aligned, scratch
+    )
+    shutil.rmtree(scratch)
+    if found is not None:
+        last = found.history[-1]
+        context.say(f"aligner trained for {len(found.history)} epochs, contrastive loss {last['loss']:.4f}")
+        return replace(made, fitted=replace(fitted, aligner=found.aligner), series=found.series())
+    notes = [*made.notes, "Item vectors leave out aligned: no pair has content on both sides."]
+    left = tuple(source for source in fitted.sources if source != "aligned")
+    if not left:
+        raise ContractViolation(" ".join([*notes, NOTHING_LEFT]))
+    return replace(made, fitted=replace(fitted, sources=left, aligner_content=()), notes=notes)
 
 
 def absolute(lake: Lake) -> Lake:
@@ -154,11 +221,13 @@ def absolute(lake: Lake) -> Lake:
     return lake if "://" in lake.root else Lake(str(Path(lake.root).absolute()))
 
 
-def keep(lake: Lake, identity: str, path: Path, fitted: Fitted, notes: list[str]) -> None:
+def keep(context: StageContext, identity: str, path: Path, made: Fit) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fitted.save(path)
-    content = {"sources": fitted.sources, "items_with_pairs": len(fitted.pair_items), "notes": notes}
-    lake.write_manifest("embed", identity, content)
+    fitted = made.fitted
+    fitted.save(path, context.config.embed)
+    content = {"sources": fitted.sources, "items_with_pairs": len(fitted.pair_items), "notes": made.notes}
+    content |= {"aligner_content": fitted.aligner_content, "aligner_training": made.series}
+    context.lake.write_manifest("embed", identity, content)
 
 
 def partition(day: DayItems, date: datetime.date, fitted: Fitted, context: StageContext) -> pa.Table:

@@ -120,7 +120,7 @@ def load_ranker(context: StageContext, catalogue: Catalogue) -> Ranker:
     """The trained decoder over the catalogue of the evaluation. Raises ContractViolation for another codebook's model."""
     identity = context.plan.artifact("align")
     decoder, description = load_model(model_folder(context.lake, identity))
-    trained_on = description.get("codebook_version", catalogue.codebook_version)
+    trained_on = description.get("codebook_version")
     if trained_on != catalogue.codebook_version:
         raise ContractViolation(
             f"The model {identity} was trained on codebook {trained_on}, but table semantic_ids version "
@@ -131,10 +131,9 @@ def load_ranker(context: StageContext, catalogue: Catalogue) -> Ranker:
         context.pins["items"],
         catalogue,
         decoder.config.hash_buckets,
-        decoder.sizes,
         until=context.calendar.test[-1],
     )
-    return Ranker(decoder, items, build_trie(catalogue, decoder.sizes))
+    return Ranker(decoder, items, build_trie(catalogue))
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,6 @@ def item_table(
     items_version: int,
     catalogue: Catalogue,
     hash_buckets: int,
-    sizes: Sequence[int],
     until: datetime.date | None = None,
 ) -> ItemTable:
     """Fields of the catalogue's items by their newest rows, at or before `until` where it is given.
@@ -42,7 +40,7 @@ def item_table(
         torch.from_numpy(authors),
         torch.from_numpy(tags),
         torch.from_numpy(no_tag),
-        sizes,
+        catalogue.sizes,
         hash_buckets,
     )
 

@@ -1,11 +1,12 @@
 """An item's vector: the weighted, L2-normalised blocks of its sources side by side, from parts fitted on the fit day.
 
 Blocks: `text` (principal components of a sentence encoder), `pairs` (PPMI-SVD of co-occurrences), `attributes` (hashed
-signs), `vector` (the source's own). What the fit keeps is small and lies in one .npz, so that later days are appended
-without a refit and land in the same space.
+signs), `vector` (the source's own), `aligned` (what the aligner makes of the content, for new items too). What the fit
+keeps is small and lies in one .npz and the aligner's file beside it, so that later days are appended without a refit and
+land in the same space.
 
 An item without pairs, a new one above all, gets as its pairs block the mean of the pairs vectors of the
-`NEIGHBOURS` items with pairs that are nearest by content (text, attributes, own vector), so that its codes lie among
+`NEIGHBOURS` items with pairs that are nearest by content (all other blocks), so that its codes lie among
 those of its kind; without content it stays zero. `sources` names what an item itself has, so such a block is not among
 them. Cost: new items x items with pairs (a sample of at most `NEIGHBOUR_POOL`), by matrix products.
 """
@@ -19,15 +20,19 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+import torch
 
+from model.item_aligner import Aligner, aligned_vectors
 from model.seeding import hash64
 from pipelines.attribute_vectors import TokenWeights, attribute_vectors, fit_weights
+from pipelines.checkpoints import load_aligner, save_aligner
 from pipelines.text_encoder import Components
 from schemas.config import EmbedConfig
 from schemas.errors import ContractViolation
 
 NEIGHBOURS = 10
 NEIGHBOUR_POOL = 1_000_000
+ALIGNER = "aligner.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,16 @@ class Fitted:
     content_items: np.ndarray  # int64 [C], sorted, among pair_items
     content: np.ndarray  # float32 [C, W]
     vector_width: int
+    aligner: Aligner | None = None
+    aligner_content: tuple[str, ...] = ()  # the blocks that it reads, in this order
 
-    def save(self, path: Path) -> None:
+    @property
+    def reads_text(self) -> bool:
+        return "text" in (*self.sources, *self.aligner_content)
+
+    def save(self, path: Path, settings: EmbedConfig) -> None:
+        if self.aligner is not None:
+            save_aligner(path.with_name(ALIGNER), self.aligner, settings.aligned)
         np.savez(
             path,
             sources=np.array(self.sources, dtype="U"),
@@ -57,13 +70,15 @@ class Fitted:
             content_items=self.content_items,
             content=self.content,
             vector_width=self.vector_width,
+            aligner_content=np.array(self.aligner_content, dtype="U"),
         )
 
     @staticmethod
     def load(path: Path) -> Fitted:
         with np.load(path, allow_pickle=False) as saved:
+            sources = tuple(saved["sources"].tolist())
             return Fitted(
-                tuple(saved["sources"].tolist()),
+                sources,
                 Components(saved["text_mean"], saved["text_axes"]),
                 TokenWeights(saved["token_hashes"], saved["token_weights"], float(saved["token_unknown"])),
                 saved["pair_items"],
@@ -71,6 +86,8 @@ class Fitted:
                 saved["content_items"],
                 saved["content"],
                 int(saved["vector_width"]),
+                load_aligner(path.with_name(ALIGNER)) if "aligned" in sources else None,
+                tuple(saved["aligner_content"].tolist()) if "aligned" in sources else (),
             )
 
 
@@ -90,15 +107,17 @@ class DayItems:
 def fit_parts(
     day: DayItems,
     sources: tuple[str, ...],
+    aligner_content: tuple[str, ...],
     components: Components,
     pairs: tuple[np.ndarray, np.ndarray],
     settings: EmbedConfig,
 ) -> Fitted:
-    """Fits what depends on the catalogue. `pairs` are items (int64 [P], sorted) and vectors (float32 [P, W])."""
-    widths = {len(v) for v in day.items.column("vector").to_pylist() if v is not None} if "vector" in sources else {0}
+    """Fits what depends on the catalogue alone. `pairs` are items (int64 [P], sorted) and vectors (float32 [P, W])."""
+    reads = {*sources, *aligner_content}
+    widths = {len(v) for v in day.items.column("vector").to_pylist() if v is not None} if "vector" in reads else {0}
     if len(widths) > 1:
         raise ContractViolation(f"Table items holds vectors of {sorted(widths)} dimensions; give all the same width.")
-    bare = Fitted(
+    return Fitted(
         sources,
         components,
         fit_weights(day.items, settings.seed),
@@ -106,12 +125,17 @@ def fit_parts(
         content_items=np.zeros(0, np.int64),
         content=np.zeros((0, 0), np.float32),
         vector_width=widths.pop(),
+        aligner_content=aligner_content,
     )
-    content = _side_by_side(content_blocks(day, bare, settings), len(day.items))
-    kept = np.flatnonzero(np.isin(day.ids, bare.pair_items) & content.any(axis=1))
+
+
+def with_neighbours(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> Fitted:
+    """Keeps the content of the items with pairs, among which those without find their neighbours."""
+    content = _side_by_side(content_blocks(day, fitted, settings), len(day.items))
+    kept = np.flatnonzero(np.isin(day.ids, fitted.pair_items) & content.any(axis=1))
     if len(kept) > NEIGHBOUR_POOL:
         kept = np.sort(kept[np.argsort(hash64(day.ids[kept], settings.seed), kind="stable")[:NEIGHBOUR_POOL]])
-    return replace(bare, content_items=day.ids[kept], content=content[kept])
+    return replace(fitted, content_items=day.ids[kept], content=content[kept])
 
 
 def item_vectors(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> tuple[np.ndarray, list[list[str]]]:
@@ -131,18 +155,38 @@ def content_blocks(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> dict
     """The weighted blocks that an item has from its first day on: all but pairs, in the order of the sources."""
     blocks: dict[str, np.ndarray] = {}
     for source in fitted.sources:
-        if source == "text":
-            values = np.zeros((len(day.items), fitted.components.axes.shape[1]), np.float32)
-            if len(day.text):
-                values[day.has_title] = fitted.components.project(day.text)
-        elif source == "attributes":
-            values = attribute_vectors(day.items, fitted.tokens, settings.attributes_width, settings.seed)
-        elif source == "vector":
-            values = _own_vectors(day.items, fitted.vector_width)
-        else:
-            continue
-        blocks[source] = _weighted(values, source, settings)
+        if source == "aligned":
+            blocks[source] = _weighted(aligned_block(day, fitted, settings), source, settings)
+        elif source != "pairs":
+            width = settings.attributes_width
+            blocks[source] = _weighted(content_block(source, day, fitted, width, settings.seed), source, settings)
     return blocks
+
+
+def aligned_block(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> np.ndarray:
+    """float32 [N, W] of length 1; zero for an item without content."""
+    if fitted.aligner is None:
+        raise ContractViolation("The vectors of the fit day hold no aligner; run stage embed with --force.")
+    content = np.concatenate(aligner_blocks(day, fitted, settings), axis=1)
+    return aligned_vectors(fitted.aligner, torch.from_numpy(content)).numpy()
+
+
+def aligner_blocks(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> list[np.ndarray]:
+    """What the aligner reads: float32 [N, W] a block, rows of length 1, zero where the item has nothing of it."""
+    width = settings.aligned.attributes_width
+    return [normalised(content_block(s, day, fitted, width, settings.seed)) for s in fitted.aligner_content]
+
+
+def content_block(source: str, day: DayItems, fitted: Fitted, attributes_width: int, seed: int) -> np.ndarray:
+    """float32 [N, W] of `text`, `attributes` or `vector`, as it comes."""
+    if source == "attributes":
+        return attribute_vectors(day.items, fitted.tokens, attributes_width, seed)
+    if source == "vector":
+        return _own_vectors(day.items, fitted.vector_width)
+    values = np.zeros((len(day.items), fitted.components.axes.shape[1]), np.float32)
+    if len(day.text):
+        values[day.has_title] = fitted.components.project(day.text)
+    return values
 
 
 def own_pairs(ids: np.ndarray, fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:

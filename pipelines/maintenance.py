@@ -157,7 +157,8 @@ def sizes_below(root: str) -> dict[str, int]:
 
 def _remove_artifacts(lake: Lake, pins: Pins, held: Collection[Path], days: int, dry_run: bool) -> dict[str, Any]:
     """Complete artifacts that nothing needs and drafts that nothing continues, both older than the retention. Those of
-    `ingest`, `embed` and `tokenize` stay: they are small, and what was fitted once must not be fitted otherwise."""
+    `ingest`, `embed`, `tokenize` and `codes` stay: no larger than the catalogue, and what was fitted once must not be
+    fitted otherwise."""
     before = time.time() - days * 86_400
     drafts = {folder for folder, _ in unfinished(lake)} - set(held)
     gone = {folder: "broken off" for folder in drafts if newest_change(folder) < before}

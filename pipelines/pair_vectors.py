@@ -26,12 +26,12 @@ KIND = "cooccurrence"
 SUMS = pa.schema([("item_a", pa.int64()), ("item_b", pa.int64()), ("weight", pa.float64())])
 
 
-def summed_pairs(lake: Lake, version: int, days: Sequence[datetime.date]) -> pa.Table:
-    """item_a, item_b, weight: the co-occurrences of `days`, one row a pair, sorted."""
+def summed_pairs(lake: Lake, version: int, days: Sequence[datetime.date], kind: str = KIND) -> pa.Table:
+    """item_a, item_b, weight: the pairs of `days` of one kind, one row a pair, sorted."""
     total = SUMS.empty_table()
     for day in days:
         rows = read_arrow(lake, "item_pairs", version, ["item_a", "item_b", "weight", "kind"], [day])
-        rows = rows.filter(pc.equal(rows.column("kind"), KIND)).drop_columns(["kind"]).cast(SUMS)
+        rows = rows.filter(pc.equal(rows.column("kind"), kind)).drop_columns(["kind"]).cast(SUMS)
         grouped = pa.concat_tables([total, rows]).group_by(["item_a", "item_b"], use_threads=False)
         total = grouped.aggregate([("weight", "sum")]).rename_columns(SUMS.names)
     return total.sort_by([("item_a", "ascending"), ("item_b", "ascending")])

@@ -21,6 +21,7 @@ from mlflow.utils.logging_utils import disable_logging, enable_logging
 from pipelines.bundle import load_bundle, write_bundle
 from pipelines.candidates import model_folder
 from pipelines.catalogue import load_catalogue
+from pipelines.codebook_registry import TAG
 from pipelines.gates import Gate, better_than_popularity, not_worse_than_champion
 from pipelines.item_fields import item_table
 from pipelines.measurement import MODEL
@@ -74,6 +75,7 @@ def facts_of(context: StageContext) -> dict[str, str]:
     return {
         "fit_day": context.calendar.fit_day.isoformat(),
         "trained_until": str(trained.get("trained_until", "")),
+        TAG: str(trained.get("codebook_version", "")),
         "metrics": json.dumps(shown),
     }
 
@@ -92,9 +94,7 @@ def build_bundle(context: StageContext) -> Path:
         "tables": {table: lake.version(table) for table in lake.tables()},
         "mlflow_run": manifest["mlflow_run"],
     }
-    fields = item_table(
-        lake, context.pins["items"], catalogue, config.model.hash_buckets, config.tokenize.sizes, calendar.days[-1]
-    )
+    fields = item_table(lake, context.pins["items"], catalogue, config.model.hash_buckets, calendar.days[-1])
     folder = context.folder / "bundle"
     write_bundle(
         folder,

@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
 from pipelines import report_plots as plots
+from pipelines.codebook_report import quality
 from pipelines.outcome import SYSTEMS, interval_text
-from pipelines.ray_tables import read_arrow
 from pipelines.summary import Summary
 from schemas.lake import Lake
 from schemas.loader import to_mapping
@@ -56,7 +56,7 @@ def content(summary: Summary) -> dict[str, Any]:
         "notes": [note for m in summary.manifests.values() for note in m.get("notes", [])],
         "snapshot": summary.config.source.items_dated_by == "snapshot",
         "config": to_mapping(summary.config),
-        "images": images(summary),
+        **pictures(summary),
     }
 
 
@@ -86,19 +86,20 @@ def breakdown_rows(evaluated: dict[str, Any]) -> list[tuple[str, str, int, list[
     return rows
 
 
-def images(summary: Summary) -> dict[str, str]:
-    """Plots by name; one whose data is not there yet is left out."""
+def pictures(summary: Summary) -> dict[str, Any]:
+    """`codebook`, what it is worth, and `images`, plots by name; one whose data is not there yet is left out."""
+    found, drawn = quality(summary.lake) or (None, {})
     makers: dict[str, Callable[[], Figure | None]] = {
         "funnel": lambda: funnel_figure(summary),
         "lengths": lambda: lengths_figure(summary.lake),
-        "codebook": lambda: codebook_figure(summary.lake),
         "loss": lambda: loss_figure(summary.manifests["train"]),
         "alignment": lambda: loss_figure(summary.manifests["align"]),
         "recall": lambda: metrics_figure(summary.manifests["evaluate"], "recall"),
         "ndcg": lambda: metrics_figure(summary.manifests["evaluate"], "ndcg"),
     }
     figures = {name: make() for name, make in makers.items()}
-    return {name: plots.as_image(figure) for name, figure in figures.items() if figure is not None}
+    shown = {name: figure for name, figure in (figures | drawn).items() if figure is not None}
+    return {"codebook": found, "images": {name: plots.as_image(figure) for name, figure in shown.items()}}
 
 
 def funnel_figure(summary: Summary) -> Figure | None:
@@ -131,14 +132,6 @@ def lengths_figure(lake: Lake) -> Figure | None:
     return plots.histogram(
         {"events in a request's context": np.concatenate(context), "impressions a request": shown[shown > 0]}
     )
-
-
-def codebook_figure(lake: Lake) -> Figure | None:
-    version = lake.version("semantic_ids")
-    if version is None:
-        return None
-    codes = read_arrow(lake, "semantic_ids", version, ["codes"]).column("codes").to_pylist()
-    return plots.codebook_use(np.array(codes))
 
 
 def loss_figure(trained: dict[str, Any]) -> Figure | None:

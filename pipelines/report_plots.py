@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 COLOURS = {"model": "#c1440e", "popularity": "#9aa5b1", "itemknn": "#52606d", "sasrec": "#1f77b4", "oracle": "#2f9e44"}
 INK = "#323f4b"
 OTHER = "#829ab1"
+ACCENT = "#c1440e"
+FAINT = "#bcccdc"
+LEVELS = ("#102a43", "#486581", "#c1440e", "#829ab1")
 
 
 def canvas(width: float = 7.0, height: float = 3.4, columns: int = 1) -> tuple[Figure, Any]:
@@ -50,17 +53,64 @@ def histogram(lengths: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def codebook_use(codes: np.ndarray) -> Figure:
-    """Items a code, sorted, by level; codes int [N, L]."""
+def codebook_use(codes: np.ndarray, sizes: Sequence[int]) -> Figure:
+    """Items a code by rank, a panel a level; codes int [N, L], of `sizes` codes a level. The dashed line is even use."""
     figure, axes = canvas(columns=codes.shape[1], height=2.6)
-    for level, axis in enumerate(np.atleast_1d(axes)):
-        counts = np.sort(np.bincount(codes[:, level]))[::-1]
-        share = counts[counts > 0] / counts.sum()
-        entropy = float(-(share * np.log(share)).sum())
-        axis.bar(np.arange(len(counts)), counts, width=1.0, color="#486581")
-        axis.set_title(f"level {level + 1}: {np.count_nonzero(counts)} codes, {entropy:.2f} nats", fontsize=9, color=INK)
+    for level, (axis, k) in enumerate(zip(np.atleast_1d(axes), sizes, strict=True)):
+        counts = np.sort(np.bincount(codes[:, level], minlength=k))[::-1]
+        axis.fill_between(np.arange(k + 1), np.append(counts, counts[-1]), step="post", color="#486581")
+        axis.axhline(len(codes) / k, color=ACCENT, linewidth=1, linestyle="--")
+        axis.set_title(f"level {level + 1}: {np.count_nonzero(counts):,} of {k:,} codes", fontsize=9, color=INK)
         axis.set_xlabel("code, most used first", fontsize=8)
     np.atleast_1d(axes)[0].set_ylabel("items", fontsize=8)
+    return figure
+
+
+def items_a_prefix(sizes: Sequence[np.ndarray]) -> Figure:
+    """How many items a prefix holds: the share of the items in prefixes of at least so many, a line a length. `sizes` are
+    the items of each used prefix, by length."""
+    figure, axis = canvas(height=2.8)
+    for length, counts in enumerate(sizes, 1):
+        ordered = np.sort(counts)[::-1]
+        share = np.cumsum(ordered) / ordered.sum()
+        name = f"first {length} codes" if length > 1 else "first code"
+        axis.plot(ordered, share, drawstyle="steps-post", label=name, color=LEVELS[(length - 1) % len(LEVELS)])
+    axis.set_xscale("log")
+    axis.set_ylim(0, 1.03)
+    axis.set_xlabel("items that share the prefix, at least", fontsize=8)
+    axis.set_ylabel("share of items", fontsize=8)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def entropy_by_level(entropies: Sequence[float], conditional: Sequence[tuple[float, float]]) -> Figure:
+    """Nats of each level, and given the codes before it beside the most that the items would allow (`conditional`)."""
+    values = [entropies, [own for own, _ in conditional], [most for _, most in conditional]]
+    names = ["entropy", "given the codes before", "the most it could be"]
+    return level_bars(values, names, ["#486581", ACCENT, FAINT], "nats")
+
+
+def purity_by_level(cells: Sequence[tuple[float, float]]) -> Figure:
+    """Share of the items that have their prefix's commonest tag, beside chance."""
+    values = [[share for share, _ in cells], [chance for _, chance in cells]]
+    figure = level_bars(
+        values, ["share with the commonest tag", "with tags shuffled"], ["#486581", FAINT], "share of items"
+    )
+    figure.axes[0].set_ylim(0, 1.03)
+    return figure
+
+
+def level_bars(values: Sequence[Sequence[float]], names: Sequence[str], colours: Sequence[str], unit: str) -> Figure:
+    """Bars side by side for each level; a row of `values` for each name."""
+    figure, axis = canvas(height=2.8)
+    width = 0.8 / len(names)
+    places = np.arange(len(values[0]))
+    for place, (name, row, colour) in enumerate(zip(names, values, colours, strict=True)):
+        bar = axis.bar(places + (place - (len(names) - 1) / 2) * width, row, width * 0.92, label=name, color=colour)
+        axis.bar_label(bar, fmt="%.2f", fontsize=7, color=INK)
+    axis.set_xticks(places, [f"level {level + 1}" for level in places])
+    axis.set_ylabel(unit, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
     return figure
 
 

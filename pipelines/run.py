@@ -1,7 +1,7 @@
 """The ways to run: everything, one night, one stage, late days.
 
-ingest -> sequences -> item_pairs -> embed -> tokenize -> lifelong -> organise -> sessions -> rewards -> train -> align ->
-evaluate -> register -> recommend; a night evaluates before it trains, see `pipelines.steps`.
+ingest -> sequences -> item_pairs -> embed -> tokenize -> codes -> lifelong -> organise -> sessions -> rewards -> train ->
+align -> evaluate -> register -> recommend; a night evaluates before it trains, see `pipelines.steps`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipelines.engines import Engines
 from pipelines.progress import MemoryWatch, Progress
 from pipelines.runner import Outcome, Runner
 from pipelines.source_logs import ingest_logs, simulate_logs, with_logs
-from pipelines.steps import Step, night, spec_of, whole_run
+from pipelines.steps import Step, append, night, spec_of, whole_run
 from pipelines.summary import MODELS, Summary, summarise
 from schemas.calendar import DayRange, log_calendar
 from schemas.config import Config
@@ -67,6 +67,14 @@ def run_one(name: str, config: Config, force: bool, date: datetime.date | None, 
             runner.config = with_logs(config, runner.engines, progress)[0]
             return ingest_logs(runner, force, date)[1]
         return runner.run_stage(Step(spec_of(name), log_calendar(config, runner.lake)), force, date)
+
+
+def run_append(name: str, config: Config, force: bool, date: datetime.date | None, progress: Progress) -> Outcome:
+    """The new items of `date` alone, as a night appends them to what stage `name` has fitted; never a fit."""
+    if date is None:
+        raise ConfigError("--append needs --date, the day whose new items are to be appended.")
+    with running(config, progress) as runner:
+        return runner.run_stage(append(name, config, runner.lake, date), force)
 
 
 def run_backfill(config: Config, days: DayRange, force: bool, progress: Progress) -> Backfilled:

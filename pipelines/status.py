@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from jobs.ingest_plan import NEWEST
+from pipelines.codebook_registry import TAG
 from pipelines.promotion import GATES, registry
 from pipelines.registry import CHAMPION
 from schemas.config import Config
@@ -83,6 +84,7 @@ def versions(client: MlflowClient, name: str) -> list[dict[str, Any]]:
             "alias": CHAMPION if str(version.version) == str(champion) else None,
             "fit_day": version.tags.get("fit_day"),
             "trained_until": version.tags.get("trained_until"),
+            "codebook": version.tags.get(TAG),
             "metrics": json.loads(version.tags.get("metrics", "{}")),
             "gates": json.loads(version.tags[GATES]) if GATES in version.tags else None,
         }

@@ -20,13 +20,14 @@ from schemas.calendar import Calendar, DayRange, before_training, log_calendar, 
 from schemas.config import Config
 from schemas.errors import ConfigError, ContractViolation, MissingUpstream
 from schemas.lake import Lake
-from schemas.lineage import ALIGN, EVALUATE, FEATURES, RECOMMEND, REGISTER, STAGES, TRAIN, StageSpec
+from schemas.lineage import ALIGN, EVALUATE, FEATURES, RECOMMEND, REGISTER, STAGES, TRAIN, StageSpec, newest_codebook, plan
 
 FUNCTIONS = {
     "sequences": "pipelines.features:sequences",
     "item_pairs": "pipelines.features:item_pairs",
     "embed": "pipelines.embed:run",
     "tokenize": "pipelines.tokenize_items:run",
+    "codes": "pipelines.quantitative_codes:run",
     "lifelong": "pipelines.features:lifelong",
     "organise": "pipelines.features:organise",
     "sessions": "pipelines.features:sessions",
@@ -93,6 +94,29 @@ def night(config: Config, lake: Lake, date: datetime.date) -> list[Step]:
     ]
 
 
+def append(name: str, config: Config, lake: Lake, date: datetime.date) -> Step:
+    """A stage that fits, on the new items of `date` alone. Raises MissingUpstream where the day is not ingested, or no fit
+    lies before it or a stale one, ConfigError where the newest fit knows the day."""
+    days = lake.identities("impressions")
+    if date not in days:
+        raise MissingUpstream(f"The log in {lake.root} has no day {date}; ingest its file first.")
+    fit_day = codebook_day_of(lake, date)
+    newest, _ = newest_codebook(lake, datetime.date.max)
+    if newest != fit_day:
+        raise ConfigError(
+            f"The codebook of {newest} was fitted on {date} or later; --append needs a day after the newest fit."
+        )
+    step = Step(spec_of(name), before_training(days, date, fit_day, fit_day), only=(date,))
+    for table, expected in plan(step.spec, config, lake, step.calendar).expected.items():
+        fitted = lake.manifest(name, expected[fit_day]) is not None
+        if lake.identities(table).get(fit_day) != expected[fit_day] or not fitted:
+            raise MissingUpstream(
+                f"Table {table} of {fit_day}, the fit day, is stale: settings or data differ from those of its fit, or it "
+                "is lost, and --append fits nothing; run `lazyrec run` without --date, or take back the change."
+            )
+    return step
+
+
 def backfill(config: Config, lake: Lake, first: datetime.date) -> list[Step]:
     """The Spark stages over `first` and all days after it; earlier days count as they are."""
     calendar = roles_so_far(config, lake)
@@ -110,20 +134,13 @@ def roles_so_far(config: Config, lake: Lake) -> Calendar:
     except ContractViolation:
         days = tuple(sorted(lake.identities("impressions")))
         calendar = Calendar(days, days, (), ())
-    fitted = _newest_codebook(lake, datetime.date.max)
+    fitted, _ = newest_codebook(lake, datetime.date.max)
     return calendar if config.split.by == "user" or fitted is None else replace(calendar, codebook_day=fitted)
 
 
 def codebook_day_of(lake: Lake, before: datetime.date) -> datetime.date:
     """The fit day of the newest codebook that does not know the day `before`."""
-    day = _newest_codebook(lake, before)
+    day, _ = newest_codebook(lake, before)
     if day is None:
         raise MissingUpstream(f"{lake.root} has no codebook from before {before}; run `lazyrec run` without --date first.")
     return day
-
-
-def _newest_codebook(lake: Lake, before: datetime.date) -> datetime.date | None:
-    for day, identity in sorted(lake.identities("semantic_ids").items(), reverse=True):
-        if day < before and lake.manifest("tokenize", identity) is not None:
-            return day
-    return None

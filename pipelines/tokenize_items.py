@@ -1,49 +1,44 @@
 """Stage `tokenize`: semantic ids of every item, by exact RQ-Kmeans on the fit day and its frozen codebook afterwards.
 
 The codebook's version is the identity of the fit day's partition of semantic_ids, and its files lie in the artifact
-folder of that name. Codes depend on an item's vector and the codebook alone, ranks on what came before, so appending a
-day moves neither a code nor a rank. This process holds ids and codes of all items (8 + 4 L bytes each), but vectors only
-of one later day's new items: those of the fit day stay with the workers.
+folder of that name. The codebook's codes depend on an item's vector alone, and what becomes of items that share them on
+what came before (`pipelines.collisions`), so appending a day moves neither a code nor a rank. This process holds ids and
+codes of all items (8 + 4 L bytes each), but vectors only of one later day's new items, and of those that `nearest_free`
+moves: the others of the fit day stay with the workers.
 """
 
 from __future__ import annotations
 
 import datetime
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import torch
 
-from model.codebook_metrics import code_counts, collisions, level_use
 from model.rq_kmeans import Codebook, encode
-from pipelines.codebook import load_codebook, save_codebook
-from pipelines.embed import absolute, refuse_stale_fit
-from pipelines.item_ranks import ranks, train_positives
+from pipelines.codebook import load_codebook, save_codebook, sizes_of
+from pipelines.codebook_registry import register_codebook
+from pipelines.codebook_report import codebook_figures, codebook_metrics, fit_metrics, sharing
+from pipelines.collisions import Coded, before_settling, id_sizes, settled
+from pipelines.drift import FILE as STATISTICS
+from pipelines.drift import drift_of, save_statistics
+from pipelines.embed import refuse_stale_fit
+from pipelines.item_ranks import train_positives
 from pipelines.item_vectors import matrix_of
-from pipelines.ray_tables import read_arrow, read_dataset, replace_days
+from pipelines.ray_tables import days_filter, read_arrow, replace_days
 from pipelines.stage import StageContext, StageResult
-from schemas.errors import ContractViolation, MissingUpstream
+from schemas.errors import MissingUpstream
 from schemas.lineage import overtaken
 from schemas.tables import SEMANTIC_IDS
 
 __all__ = ["load_codebook", "run"]
 TABLE = "semantic_ids"
 VECTORS = "item_embeddings"
-Curves = dict[str, list[tuple[int, float]]]
-
-
-@dataclass(frozen=True)
-class Coded:
-    """Items with their codes, of one or more days."""
-
-    item_ids: np.ndarray  # int64 [N]
-    codes: np.ndarray  # int32 [N, L]
-    days: np.ndarray  # datetime64[D] [N]
-    counts: np.ndarray  # int64 [N], train positives; of items of later days 0
 
 
 def run(context: StageContext) -> StageResult:
@@ -54,22 +49,42 @@ def run(context: StageContext) -> StageResult:
     refuse_stale_fit(context, TABLE)
     refuse_gaps(context)
     version = context.plan.expected[TABLE][fit_day]
+    result = StageResult()
     parts: list[Coded] = []
-    series: Curves = {}
     if fit_day in todo or context.lake.manifest("tokenize", version) is None:
-        fitted, series = fit_day_codes(context, version)
+        fitted = fit_day_codes(context, version, result)
         parts += [fitted] if fit_day in todo else []
     codebook = load_codebook(context.lake, version)
     parts += [encoded(context, codebook, day) for day in sorted(todo) if day != fit_day]
-    earlier = codes_before(context, version)
-    items = joined([*earlier, *parts])
-    fresh = len(items.item_ids) - sum(len(part.item_ids) for part in parts)
-    rows = table_of(items, ranks(items.codes, items.days, items.counts, items.item_ids), version).slice(fresh)
+    manifest = context.lake.manifest("tokenize", version) or {}
+    rule = manifest["settings"].get("collisions", "rank")  # of the fit, which a night continues whatever it is now
+    earlier, vectors = codes_before(context, version, rule), partial(vectors_of, context)
+    items, rank = settled(rule, codebook, sizes_of(manifest["codes"], manifest["levels"])[-1], earlier, parts, vectors)
+    rows = table_of(items, rank, version).slice(len(items) - sum(map(len, parts)))
+    if context.run_id:
+        register_codebook(context, version)  # before a table names it
     table_version = replace_days(context.lake, TABLE, rows, todo)
-    metrics = codebook_metrics(items, codebook)
+    own_codes = items.codes[:, : codebook.levels]
+    metrics = codebook_metrics(own_codes, codebook.sizes) | sharing(items.codes) | fit_metrics(context.lake, version)
     context.say(f"{len(rows):,} items, {metrics['collision_rate']:.2%} share their codes, codebook {version}")
-    figures = {"codebook_use": use_figure(items, codebook)}
-    return StageResult({TABLE: table_version}, {TABLE: len(rows)}, metrics, series, figures)
+    result.tables, result.rows = {TABLE: table_version}, {TABLE: len(rows)}
+    result.metrics |= metrics
+    result.figures |= codebook_figures(own_codes, codebook.sizes)
+    report_drift(context, version, [day for day in sorted(todo) if day != fit_day], result)
+    return result
+
+
+def report_drift(context: StageContext, version: str, days: list[datetime.date], result: StageResult) -> None:
+    """Tells how the items of the later days of this pass fit the codebook."""
+    if not days:
+        return
+    if not (context.lake.artifact("tokenize", version) / STATISTICS).is_file():
+        result.notes.append(f"Codebook {version} of an earlier release keeps no statistics of its fit: drift is unknown.")
+        return
+    drift = drift_of(context.lake, context.config.tokenize, context.calendar.fit_day, days)
+    result.metrics |= drift.metrics()
+    result.notes.append(drift.sentence())
+    context.say(drift.sentence())
 
 
 def refuse_gaps(context: StageContext) -> None:
@@ -83,29 +98,31 @@ def refuse_gaps(context: StageContext) -> None:
             )
 
 
-def fit_day_codes(context: StageContext, version: str) -> tuple[Coded, Curves]:
-    """Fits the codebook on the fit day's items, completes its artifact; the items' codes and the inertia curves."""
-    from pipelines.codebook_fit import fit_codebook  # Ray Train takes seconds to import
+def fit_day_codes(context: StageContext, version: str, result: StageResult) -> Coded:
+    """Fits the codebook on the fit day's items, completes its artifact, tells `result` of it; the items' codes."""
+    from pipelines.codebook_fit import fit_stage_codebook  # Ray Train takes seconds to import
+    from pipelines.renumbering import renumbered
 
-    fit_day, settings = context.calendar.fit_day, context.config.tokenize
-    ray, lake = context.engines.ray(), absolute(context.lake)
-    folder = lake.artifact("tokenize", version)
-    items = read_dataset(lake, VECTORS, context.pins[VECTORS], ["item_id", "vector"], [fit_day])
-    scratch = folder / "fit"  # of a killed run too, which it continues
-    rows = lake.rows_by_day(VECTORS, context.pins[VECTORS]).get(fit_day, 0)
-    result = fit_codebook(ray, items, rows, settings, scratch, f"{version} {context.pins[VECTORS]}")
-    save_codebook(folder, result.codebook)
-    shutil.rmtree(scratch)
-    counts = train_positives(context, result.item_ids)
+    fit_day, settings, lake = context.calendar.fit_day, context.config.tokenize, context.lake
+    fit = fit_stage_codebook(context, version, settings)
+    numbered = renumbered(context, fit)
+    codebook, folder = numbered.codebook, lake.artifact("tokenize", version)
+    save_codebook(folder, codebook, version)
+    counts = train_positives(context, fit.item_ids)
     days = np.full(len(counts), np.datetime64(fit_day), "datetime64[D]")
-    fitted = Coded(result.item_ids, result.codes, days, counts)
-    codebook = result.codebook
-    content: dict[str, Any] = {"levels": codebook.levels, "codes": list(codebook.sizes), "width": codebook.width}
-    content |= {"items": len(counts), "inertia": result.inertia, "metrics": codebook_metrics(fitted, codebook)}
+    fitted = Coded(fit.item_ids, numbered.codes, days, counts)
+    # Levels and codes are those of the items' ids, which may have a level more than the codebook.
+    sizes = id_sizes(settings, fitted.codes)
+    codes: int | list[int] = sizes[0] if len(set(sizes)) == 1 else list(sizes)
+    content: dict[str, Any] = {"levels": len(sizes), "codes": codes, "width": codebook.width}
+    content |= {"items": len(counts), "inertia": fit.inertia, "metrics": codebook_metrics(fitted.codes, codebook.sizes)}
     content |= {"inputs": {name: context.pins[name] for name in (VECTORS, "user_sequences")}, "settings": asdict(settings)}
+    content |= {"earlier": numbered.earlier}
+    save_statistics(folder, fitted.codes, codebook.codes, fit.inertia)
     context.lake.write_manifest("tokenize", version, content)
-    curves = {f"inertia_level_{level + 1}": list(enumerate(curve)) for level, curve in enumerate(result.inertia)}
-    return fitted, curves
+    result.series = {f"inertia_level_{level + 1}": list(enumerate(curve)) for level, curve in enumerate(fit.inertia)}
+    result.metrics, result.notes = {**numbered.metrics}, [*numbered.notes]
+    return fitted
 
 
 def encoded(context: StageContext, codebook: Codebook, day: datetime.date) -> Coded:
@@ -120,7 +137,7 @@ def encoded(context: StageContext, codebook: Codebook, day: datetime.date) -> Co
     return Coded(ids, codes, days, np.zeros(len(ids), np.int64))
 
 
-def codes_before(context: StageContext, version: str) -> list[Coded]:
+def codes_before(context: StageContext, version: str, rule: str) -> list[Coded]:
     """Items of the codebook that an earlier pass coded, on days before the last one to make."""
     todo, found = context.plan.todo[TABLE], context.lake.version(TABLE)
     days = [day for day in context.plan.expected[TABLE] if day not in todo and day < max(todo)]
@@ -130,21 +147,18 @@ def codes_before(context: StageContext, version: str) -> list[Coded]:
     rows = rows.filter(pc.equal(rows.column("codebook_version"), version))
     if len(rows) == 0:
         return []
-    codes = np.array(rows.column("codes").to_pylist(), dtype=np.int32)
-    # Within a day the stored rank is the order; as negative counts it puts the fit day's items back in their places.
-    order = -rows.column("rank").to_numpy().astype(np.int64)
-    return [Coded(rows.column("item_id").to_numpy(), codes, rows.column("date").to_numpy().astype("datetime64[D]"), order)]
+    codes, rank = np.array(rows.column("codes").to_pylist(), dtype=np.int32), rows.column("rank").to_numpy()
+    codes, counts = before_settling(rule, codes, rank)
+    return [Coded(rows.column("item_id").to_numpy(), codes, rows.column("date").to_numpy().astype("datetime64[D]"), counts)]
 
 
-def joined(parts: list[Coded]) -> Coded:
-    """All items, one below the other. Raises ContractViolation where an item has codes already."""
-    names = ("item_ids", "codes", "days", "counts")
-    items = Coded(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-    if len(np.unique(items.item_ids)) != len(items.item_ids):
-        raise ContractViolation(
-            "An item of table item_embeddings is new on two days; run stages embed and tokenize with --force."
-        )
-    return items
+def vectors_of(context: StageContext, day: np.datetime64, item_ids: np.ndarray) -> torch.Tensor:
+    """float32 [M, D] of `item_ids`, distinct items of a day, in their order; other rows only stream past."""
+    vectors = context.lake.open(VECTORS, context.pins[VECTORS]).to_pyarrow_dataset()
+    wanted = days_filter([day.astype(object)]) & pads.field("item_id").isin(pa.array(item_ids))
+    rows = vectors.to_table(columns=["item_id", "vector"], filter=wanted)
+    matrix = matrix_of(rows.sort_by("item_id").column("vector"))
+    return torch.from_numpy(matrix[np.argsort(np.argsort(item_ids))])
 
 
 def table_of(items: Coded, rank: np.ndarray, version: str) -> pa.Table:
@@ -158,28 +172,3 @@ def table_of(items: Coded, rank: np.ndarray, version: str) -> pa.Table:
         "rank": rank,
     }
     return pa.table(columns, schema=SEMANTIC_IDS.schema)
-
-
-def codebook_metrics(items: Coded, codebook: Codebook) -> dict[str, float]:
-    """Use of every level (from 1 on) and collisions over all items so far."""
-    codes_NL = torch.from_numpy(items.codes)
-    metrics: dict[str, float] = {}
-    for level in range(codebook.levels):
-        for name, value in asdict(level_use(codes_NL[:, level], codebook.sizes[level])).items():
-            metrics[f"{name}_level_{level + 1}"] = value
-    shared = collisions(codes_NL)
-    return metrics | {"collision_rate": shared.rate, "distinct_codes": shared.distinct, "largest_bucket": shared.largest}
-
-
-def use_figure(items: Coded, codebook: Codebook) -> Any:
-    """Items a code, codes by falling use, one line a level."""
-    from matplotlib.figure import Figure  # no pyplot: figures without a display or global state
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for level in range(codebook.levels):
-        counts = code_counts(torch.from_numpy(items.codes[:, level]), codebook.sizes[level]).sort(descending=True).values
-        axes.plot(counts.numpy(), label=f"level {level + 1}")
-    axes.set(xlabel="codes by falling use", ylabel="items", title="Use of the codebook")
-    axes.legend()
-    return figure

@@ -25,7 +25,7 @@ from model.item_table import ItemTable
 from model.lazy_decoder import LazyDecoder, code_nll
 from model.positives import take_rows
 from model.requests import Requests
-from pipelines.checkpoints import load_model, newest_state, save_model, save_state
+from pipelines.checkpoints import load_model, newest_state, refuse_other_codebook, save_model, save_state
 from pipelines.example_stream import Batch, Position
 from pipelines.training_data import TrainingData, open_data
 from schemas.config import Config
@@ -90,13 +90,15 @@ class Training:
         self.config: Config = settings["config"]
         self.folder = Path(settings["folder"])
         torch.manual_seed(self.config.train.seed)  # the same weights on every worker
-        self.decoder = LazyDecoder(self.config.model, self.config.tokenize.sizes, data.engaged_mask)
+        self.decoder = LazyDecoder(self.config.model, data.catalogue.sizes, data.engaged_mask)
         self.model: nn.Module = self.decoder if world == 1 else nn.parallel.DistributedDataParallel(self.decoder)
         self.optimizer = torch.optim.AdamW(
             _groups(self.decoder, self.config.train.weight_decay), lr=self.config.train.learning_rate, fused=True
         )
         if settings.get("initial"):
-            self.decoder.load_state_dict(load_model(settings["initial"])[0].state_dict())
+            initial, description = load_model(settings["initial"])
+            refuse_other_codebook(Path(settings["initial"]), description, data.catalogue.codebook_version)
+            self.decoder.load_state_dict(initial.state_dict())
         torch.manual_seed(self.config.train.seed + 1 + rank)  # dropout
         self.step = 0
         self.position = Position(data.stream.version)

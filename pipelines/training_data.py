@@ -25,7 +25,6 @@ from pipelines.sampling import hash_of
 from pipelines.split import Role, Roles
 from schemas.calendar import Calendar
 from schemas.config import Config
-from schemas.errors import ContractViolation
 from schemas.feedback import mask_of
 from schemas.lake import Lake
 
@@ -44,7 +43,7 @@ class TrainingData:
 
     @property
     def levels(self) -> int:
-        return self.catalogue.codes.shape[1]
+        return self.catalogue.levels
 
     @property
     def engaged_mask(self) -> int:
@@ -85,19 +84,10 @@ def open_data(
     days: Sequence[datetime.date] | None = None,
     loss_mask: int | None = None,
 ) -> TrainingData:
-    """The stream of `days` (default: all train days) with the targets of `loss_mask` (default: the positives).
-
-    Raises ContractViolation where codes do not fit the configuration.
-    """
+    """The stream of `days` (default: all train days) with the targets of `loss_mask` (default: the positives)."""
     until = calendar.trained_until
     catalogue = load_catalogue(lake, pins["semantic_ids"], calendar.fit_day, until)
-    sizes = config.tokenize.sizes
-    if len(catalogue) == 0 or catalogue.codes.shape[1] != len(sizes) or (catalogue.codes >= sizes).any():
-        raise ContractViolation(
-            f"Table semantic_ids version {pins['semantic_ids']} holds {len(catalogue)} items up to {until} with "
-            f"codes that do not fit tokenize.codes = {config.tokenize.codes}; run stage tokenize with this configuration."
-        )
-    fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, sizes, until)
+    fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, until)
     roles = load_roles(lake, pins[TABLE], config, calendar)
     collate = collate_for(config, catalogue, roles, "train", loss_mask)
     stream = ExampleStream(lake, pins[TABLE], calendar.train if days is None else days, collate, config.train)

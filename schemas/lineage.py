@@ -26,7 +26,7 @@ from schemas.loader import to_mapping
 # up to the fit day; all up to D and the fit day besides (what is fitted, as D sees it); the days that train; all up to the
 # last of those; every day of the log.
 # "artifact" is what a stage made for this configuration; "pinned" an identity that the run names: a model to start from
-# or to serve, empty where there is none.
+# or to serve, empty where there is none; "earlier" the codebook of the newest fit day before this one, empty likewise.
 Span = Literal[
     "same",
     "until",
@@ -41,6 +41,7 @@ Span = Literal[
     "all",
     "artifact",
     "pinned",
+    "earlier",
 ]
 
 
@@ -98,16 +99,32 @@ EMBED = StageSpec(
     outputs={"item_embeddings": (Read("items", "until"), Read("item_pairs", "fit"))},
     days="fit_and_later",
     engine="ray",
-    summary="item vectors from text, pairs and attributes",
+    summary="item vectors from text, pairs and attributes, or aligned with the pairs",
 )
 TOKENIZE = StageSpec(
     "tokenize",
     logic=1,
     settings=("tokenize", "targets", "split"),
-    outputs={"semantic_ids": (Read("item_embeddings", "until"), Read("user_sequences", "fit"))},
+    outputs={
+        "semantic_ids": (
+            Read("item_embeddings", "until"),
+            Read("user_sequences", "fit"),
+            Read("codebook", "earlier"),  # whose codes a new one keeps where it can
+        )
+    },
     days="fit_and_later",
     engine="ray",
     summary="RQ-Kmeans codebook and the codes of every item",
+)
+CODES = StageSpec(
+    "codes",
+    logic=1,
+    settings=("codes",),
+    outputs={"item_codes": (Read("item_embeddings", "fit"), Read("item_embeddings", "same"))},
+    days="fit_and_later",
+    engine="ray",
+    switch="codes",
+    summary="nearest items and residual codes of every item, as features of a ranker",
 )
 LIFELONG = StageSpec(
     "lifelong",
@@ -227,7 +244,7 @@ RECOMMEND = StageSpec(
     summary="the champion's best items for every active user",
 )
 # In the order in which they run. `ingest` comes first and takes its identities from the checksums of the files.
-FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, LIFELONG, ORGANISE, SESSIONS, REWARDS)
+FEATURES: tuple[StageSpec, ...] = (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, CODES, LIFELONG, ORGANISE, SESSIONS, REWARDS)
 STAGES: tuple[StageSpec, ...] = (*FEATURES, TRAIN, ALIGN, EVALUATE, REGISTER, RECOMMEND)
 
 
@@ -337,7 +354,7 @@ def _fitted_tables() -> set[str]:
 def input_days(read: Read, day: datetime.date, calendar: Calendar, config: Config) -> list[datetime.date]:
     """The days of an input that the partition of `day` reads and that its stage writes, in order."""
     days = span_days(read.span, day, calendar, config)
-    if read.span == "pinned":  # no stage of this run writes it
+    if read.span in ("pinned", "earlier"):  # no stage of this run writes it
         return days
     written = frozenset(_written_days(read.source, calendar))
     return [d for d in days if d in written]
@@ -347,7 +364,7 @@ def span_days(span: Span, day: datetime.date, calendar: Calendar, config: Config
     """The days of an input that the partition of `day` reads, in order."""
     if span == "same":
         return [day]
-    if span in ("artifact", "pinned"):
+    if span in ("artifact", "pinned", "earlier"):
         return [calendar.fit_day]
     if span == "fitted":
         return sorted({calendar.fit_day, *(d for d in calendar.days if d <= day)})
@@ -372,6 +389,14 @@ def watch_days(config: Config) -> int:
     return config.sequences.watch_days if config.sequences.watch_quantile is not None else 0
 
 
+def newest_codebook(lake: Lake, before: datetime.date) -> tuple[datetime.date | None, str]:
+    """Fit day and identity of the newest codebook that does not know the day `before`; (None, "") where there is none."""
+    for day, identity in sorted(lake.identities("semantic_ids").items(), reverse=True):
+        if day < before and lake.manifest(TOKENIZE.name, identity) is not None:
+            return day, identity
+    return None, ""
+
+
 def output_days(spec: StageSpec, calendar: Calendar) -> tuple[datetime.date, ...]:
     """The days on which the stage has partitions, or the one day that stands for its artifact."""
     if spec.days == "each":
@@ -390,6 +415,8 @@ def _written_days(source: str, calendar: Calendar) -> tuple[datetime.date, ...]:
 def _present(read: Read, config: Config, lake: Lake, calendar: Calendar, pinned: Mapping[str, str]) -> Identities:
     if read.span == "pinned" or read.source in pinned:
         return {calendar.fit_day: pinned.get(read.source, "")}
+    if read.span == "earlier":
+        return {calendar.fit_day: newest_codebook(lake, calendar.fit_day)[1]}
     if read.span != "artifact":
         return lake.identities(read.source)
     spec = next(s for s in STAGES if s.name == read.source)

@@ -224,7 +224,7 @@ ITEM_EMBEDDINGS = Table(
             ITEM,
             DATE,
             required("vector", pa.list_(pa.float32()), "the vector; one width a partition"),
-            required("sources", pa.list_(pa.string()), "what it was made from: text, pairs, attributes, vector"),
+            required("sources", pa.list_(pa.string()), "what it was made from: text, pairs, attributes, vector, aligned"),
         ]
     ),
     key=("item_id", "date"),
@@ -238,7 +238,11 @@ SEMANTIC_IDS = Table(
         [
             ITEM,
             DATE,
-            required("codes", pa.list_(pa.int32()), "one code a level, coarse to fine"),
+            required(
+                "codes",
+                pa.list_(pa.int32()),
+                "one code a level, coarse to fine; last the place where `tokenize.collisions` is level",
+            ),
             required("codebook_version", pa.string(), "identity of the codebook"),
             required("rank", pa.int32(), "place among the items that share the codes, 0 first; breaks ties after decoding"),
         ]
@@ -246,6 +250,22 @@ SEMANTIC_IDS = Table(
     key=("item_id", "codebook_version"),
     written_by="tokenize",
     checks={"rank_not_negative": at_least(0, "rank")},
+)
+
+ITEM_CODES = Table(
+    "item_codes",
+    "an item's quantitative codes, features of a ranker; `date` is the day on which it got them, and they never move",
+    pa.schema(
+        [
+            ITEM,
+            DATE,
+            int64s("vq", "ids of the nearest items of the codebook, nearest first, itself left out; equal ones by id"),
+            required("rq", pa.list_(pa.int32()), "one code a level of residual K-means, coarse to fine"),
+            required("codebook_version", pa.string(), "identity of the codebook: the fit day's items and the centroids"),
+        ]
+    ),
+    key=("item_id", "codebook_version"),
+    written_by="codes",
 )
 
 LIFELONG_SEQUENCES = Table(
@@ -394,6 +414,7 @@ TABLES: dict[str, Table] = {
         ITEM_PAIRS,
         ITEM_EMBEDDINGS,
         SEMANTIC_IDS,
+        ITEM_CODES,
         LIFELONG_SEQUENCES,
         TRAINING_EXAMPLES,
         SESSIONS,

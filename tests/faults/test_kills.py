@@ -60,6 +60,7 @@ def breaking(owner: Any, name: str, *words: str, after: bool = False) -> Iterato
         yield
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1_200)
 def test_killed_and_broken_off_all_the_way_a_lake_ends_as_that_of_an_unbroken_run(
     unbroken: Fingerprint, engines: Any, tmp_path: Path, migrated_database: Path

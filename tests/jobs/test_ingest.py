@@ -173,6 +173,7 @@ def test_another_setting_or_file_is_not_done(case):
     assert done(case.lake, case.config) is not None
 
 
+@pytest.mark.long
 def test_gzip_gives_the_same_rows_and_upload_days_date_the_items(spark, case, tmp_path):
     other = make_case(tmp_path / "gz", tmp_path / "lake")
     other.write(".gz")
@@ -220,6 +221,7 @@ def test_nights_one_by_one_equal_one_pass_and_a_correction_moves_its_day_alone(s
     assert done(nightly.lake, nightly.config) is None  # a pass over another day leaves the corrected one stale
 
 
+@pytest.mark.long
 def test_a_time_in_the_future_makes_no_day_and_stays_refused_until_forced(spark, lake, tmp_path):
     """A file with the edges of the rule, one that holds the future alone, and a late one, for which the first is read again
     when all of its times have come."""
@@ -259,6 +261,7 @@ def line_at(when: datetime.datetime) -> str:
     return ",".join(cells)
 
 
+@pytest.mark.long
 def test_one_day_writes_no_other_and_a_changed_snapshot_holds_from_its_night(spark, tmp_path):
     case = make_case(tmp_path / "logs", tmp_path / "lake")
     case.write()

@@ -71,7 +71,7 @@ def test_spark_submit_gives_what_the_stage_gives(by_stage: Path, spark, tmp_path
     assert rows_of(spark, lake, "rewards") == rows_of(spark, expected, "rewards") != []
 
 
-@pytest.mark.parametrize("command", [MODULE, SUBMIT], ids=["python", "spark-submit"])
+@pytest.mark.parametrize("command", [MODULE, pytest.param(SUBMIT, marks=pytest.mark.long)], ids=["python", "spark-submit"])
 def test_both_ways_tell_a_scheduler_the_same(command: list[str], by_stage: Path) -> None:
     skipped = run(command, "--config", str(by_stage))
     assert skipped.returncode == EXIT_DONE, skipped.stderr[-2000:]

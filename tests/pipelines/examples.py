@@ -90,6 +90,7 @@ def write_lake(lake: Lake, rows: list[dict], num_items: int = 40) -> dict[str, i
         for i in range(num_items)
     ]
     stamps = dict.fromkeys(DAYS, "x")
+    lake.write_manifest("tokenize", "c1", {"levels": 3, "codes": CODES})
     return {
         "training_examples": replace_days(lake, "training_examples", table_of(rows), stamps),
         "semantic_ids": replace_days(lake, "semantic_ids", pa.Table.from_pylist(codes, schema=SEMANTIC_IDS.schema), stamps),

@@ -88,7 +88,7 @@ def small_lake(lake: Lake, days: tuple[datetime.date, ...] = DAYS, items: list[d
 
 
 def calendar(days: tuple[datetime.date, ...] = DAYS, config: Config | None = None) -> Calendar:
-    """The whole log's roles, cut at the last of `days`: a log that grows keeps its fit day."""
+    """The whole log's roles, cut at the last of `days`: a log that grows keeps the fit day of its split."""
     whole = calendar_of(DAYS, (config or Config()).split)
     return Calendar(tuple(d for d in whole.days if d in days), whole.train, whole.validation, whole.test)
 
@@ -104,6 +104,6 @@ def context(
     spec = next(s for s in STAGES if s.name == stage)
     stage_plan = plan(spec, config, lake, calendar(days, config), force)
     assert not stage_plan.missing
-    names = {read.source for reads in spec.outputs.values() for read in reads}
+    names = {read.source for reads in spec.outputs.values() for read in reads if read.source in TABLES}
     pins = {name: v for name in names if (v := lake.version(name)) is not None}
     return StageContext(config, lake, calendar(days, config), stage_plan, engines, pins, lambda _: None)

@@ -219,7 +219,7 @@ def test_fitted_parts_survive_their_file(tmp_path, lake: Lake, engines: Engines)
     embed.run(today)
     path = lake.artifact("embed", today.plan.expected["item_embeddings"][FIT_DAY]) / "fitted.npz"
     fitted = Fitted.load(path)
-    fitted.save(tmp_path / "again.npz")
+    fitted.save(tmp_path / "again.npz", CONFIG.embed)
     again = Fitted.load(tmp_path / "again.npz")
     assert again.sources == fitted.sources == ("pairs", "attributes")
     assert np.array_equal(again.pair_vectors, fitted.pair_vectors)

@@ -286,6 +286,7 @@ def write_codes(lake, fit_day):
         for i in range(ITEMS - 1)
     ]
     replace_days(lake, "semantic_ids", pa.Table.from_pylist(codes, schema=SEMANTIC_IDS.schema), dict.fromkeys(days, "made"))
+    lake.write_manifest("tokenize", "book", {"levels": 3, "codes": 2})
 
 
 def context_of(lake, engines, config):

@@ -44,7 +44,7 @@ SETTINGS = {
     "resources.spark_partitions": 2,
     "resources.object_store_mb": 300,
 }
-WRITTEN = set(TABLES) - {"lifelong_sequences", "sessions", "recommendations", "deleted_users"}
+WRITTEN = set(TABLES) - {"item_codes", "lifelong_sequences", "sessions", "recommendations", "deleted_users"}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_the_last_line_says_what_was_built(ran: dict[str, Any]) -> None:
         assert {"recall@5", "recall@10", "recall@50", "recall@500", "ndcg@5", "ndcg@10", "ndcg@50"} <= set(cells)
         assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1 for cell in cells.values())
     assert answer["model"]["name"] == "lazyrec"
-    assert Path(answer["report"]).read_text().count("data:image/png") == 7
+    assert Path(answer["report"]).read_text().count("data:image/png") == 10
     assert answer["peak_memory_bytes"] > 0
 
 
@@ -92,6 +92,15 @@ def test_every_stage_is_one_nested_run_with_its_tables(ran: dict[str, Any]) -> N
     inputs = {(i.dataset.name, i.tags[0].value): i.dataset.digest for i in stages["train"].inputs.dataset_inputs}
     assert inputs["training_examples", "input"] == f"v{ran['first']['tables']['training_examples']}"
     assert {run.info.status for run in runs} == {"FINISHED"}
+    model = client.get_model_version("lazyrec", ran["first"]["model"]["version"])
+    codebook = model.tags["codebook"]
+    (found,) = client.search_model_versions(f"name = 'lazyrec-codebook' and tags.codebook = '{codebook}'")
+    assert found.run_id == stages["tokenize"].info.run_id and codebook in lake_codebooks(ran["lake"])
+
+
+def lake_codebooks(lake: Lake) -> set[str]:
+    rows = lake.open("semantic_ids").to_pyarrow_table(columns=["codebook_version"])
+    return set(rows.column("codebook_version").to_pylist())
 
 
 def test_the_same_command_skips_everything_and_writes_nothing(ran: dict[str, Any]) -> None:

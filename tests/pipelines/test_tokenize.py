@@ -19,10 +19,12 @@ from pipelines.engines import Engines
 from pipelines.item_ranks import ranks
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_arrow
+from pipelines.stage import StageResult
 from pipelines.tokenize_items import load_codebook
 from schemas.config import Config, EmbedConfig, SplitConfig, TokenizeConfig
 from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
+from schemas.lineage import plan
 from tests.pipelines.small_catalogue import DAYS, FIT_DAY, catalogue, context, item_row, small_lake, write
 
 CONFIG = Config(
@@ -87,20 +89,40 @@ def test_ranks_order_by_positives_then_id_and_later_days_follow(lake: Lake, engi
         assert order == sorted(order)
 
 
-def test_appending_days_moves_no_code_and_no_rank(tmp_path, engines: Engines) -> None:
+@pytest.mark.parametrize("rule", ["rank", "level", "nearest_free"])
+def test_appending_days_moves_no_code_and_no_rank(tmp_path, engines: Engines, rule: str) -> None:
+    config = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, codes=6, collisions=rule))
     whole, grown = Lake(str(tmp_path / "whole")), Lake(str(tmp_path / "grown"))
     small_lake(whole)
-    both(whole, engines)
+    version = both(whole, engines, config).tables["semantic_ids"]
     small_lake(grown, DAYS[:3])
-    both(grown, engines, days=DAYS[:3])
+    both(grown, engines, config, DAYS[:3])
     for day in DAYS[3:]:
         before = codes_of(grown)
         small_lake(grown, (day,))
-        both(grown, engines, days=DAYS[: DAYS.index(day) + 1])
+        both(grown, engines, config, DAYS[: DAYS.index(day) + 1])
         after = codes_of(grown)
         assert len(after) == len(before) + 10
         assert {item: after[item] for item in before} == before
-    assert codes_of(grown) == codes_of(whole)
+    found = codes_of(grown)
+    assert found == codes_of(whole) and len(set(found.values())) == len(found)
+    catalogue = load_catalogue(whole, version, FIT_DAY, DAYS[-1])
+    assert catalogue.levels == 3 + (rule == "level")
+    assert rule == "rank" or not catalogue.ranks.any()
+
+
+def test_a_night_settles_collisions_as_the_fit_did(lake: Lake, engines: Engines) -> None:
+    """Whatever the configuration says by then: the codebook stays until a whole run."""
+    small_lake(lake)
+    both(lake, engines, days=DAYS[:3])
+    embed.run(context("embed", lake, engines, CONFIG, DAYS[:4]))
+    changed = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, collisions="level"))
+    night = context("tokenize", lake, engines, changed, DAYS[:4])
+    night.plan = plan(night.plan.spec, changed, lake, night.calendar, only=(DAYS[3],))
+    tokenize_items.run(night)
+    found = codes_of(lake)
+    assert len(found) == 120 + 30 and {len(codes) for codes in found.values()} == {4}  # three codes and the rank
+    assert len(set(found.values())) == len(found)
 
 
 def test_a_lost_codebook_is_fitted_anew_with_the_same_codes(lake: Lake, engines: Engines) -> None:
@@ -121,6 +143,34 @@ def test_a_lost_codebook_is_fitted_anew_with_the_same_codes(lake: Lake, engines:
     assert set(after) - set(before) == {5000}
 
 
+@pytest.mark.parametrize("balance", ["equal", "capped"])
+def test_balanced_codes_stay_and_later_items_get_nearest_ones(lake: Lake, engines: Engines, balance: Any) -> None:
+    """Fitted items keep the codes of the fit, which `encode` does not repeat; a lost codebook gives the same ones."""
+    small_lake(lake)
+    config = dataclasses.replace(CONFIG, tokenize=dataclasses.replace(CONFIG.tokenize, balance=balance))
+    both(lake, engines, config)
+    found, today = rows_of(lake), context("tokenize", lake, engines, config)
+    fitted = np.array([row["codes"] for row in found.values() if row["date"] == FIT_DAY])
+    most = {"equal": -(-len(fitted) // 5), "capped": int(1.1 * len(fitted) / 5)}[balance]
+    assert all(np.bincount(codes).max() <= most for codes in fitted.T)
+    version = today.plan.expected["semantic_ids"][FIT_DAY]
+    vectors = read_arrow(lake, "item_embeddings", today.pins["item_embeddings"])
+    nearest = encode(load_codebook(lake, version), torch.tensor(matrix_of(vectors.column("vector")))).tolist()
+    moved = {
+        found[item]["date"]
+        for item, codes in zip(vectors["item_id"].to_pylist(), nearest, strict=True)
+        if codes != found[item]["codes"]
+    }
+    assert moved == {FIT_DAY}
+    before = lake.artifact("tokenize", version).joinpath("codebook.safetensors").read_bytes()
+    (lake.artifact("tokenize", version) / "manifest.json").unlink()
+    fitted_again = tokenize_items.fit_day_codes(today, version, StageResult())
+    assert lake.artifact("tokenize", version).joinpath("codebook.safetensors").read_bytes() == before
+    again = dict(zip(fitted_again.item_ids.tolist(), fitted_again.codes.tolist(), strict=True))
+    assert again == {item: row["codes"] for item, row in found.items() if row["date"] == FIT_DAY}
+
+
+@pytest.mark.long
 def test_two_ray_train_workers_give_the_same_table(tmp_path, engines: Engines) -> None:
     lakes = {workers: Lake(str(tmp_path / str(workers))) for workers in (0, 2)}
     for workers, lake in lakes.items():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,14 +15,16 @@ from safetensors.torch import load_file
 from pipelines.checkpoints import load_model, save_model, states
 from pipelines.engines import Engines
 from pipelines.example_stream import ExampleStream, Position, Segment, segments_of
+from pipelines.ray_tables import replace_days
 from pipelines.stage import StageContext
 from pipelines.train import run, train
-from pipelines.train_loop import share
+from pipelines.train_loop import Training, share
 from pipelines.training_data import TrainingData, open_data
 from schemas.config import Config
 from schemas.errors import ContractViolation
 from schemas.lake import Lake
 from schemas.lineage import TRAIN, StagePlan
+from schemas.tables import SEMANTIC_IDS
 from tests.model.requests import random_requests, small_decoder
 from tests.pipelines.examples import CONFIG, DAYS, calendar, day_us, example_rows, with_train, write_lake
 from tests.pipelines.test_collate import as_rows
@@ -198,6 +201,26 @@ def test_validation_is_a_sample_of_that_days_requests(data: TrainingData) -> Non
     assert len(requests) > 0
     assert day_us(DAYS[3]) <= requests.ts_us.min() and requests.ts_us.max() < day_us(DAYS[4])
     assert (np.diff(requests.target_offsets) > 0).all() and (requests.target_items >= 0).all()
+
+
+def test_levels_and_codes_are_those_of_the_codebook_and_another_ones_weights_are_refused(
+    tmp_path: Path, ray_module
+) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    pins = write_lake(lake, ROWS)
+    codes = [
+        {"item_id": i, "date": DAYS[2], "codes": [i % 8, i // 8, 0, i % 11], "codebook_version": "c4", "rank": 0}
+        for i in range(40)
+    ]
+    table = pa.Table.from_pylist(codes, schema=SEMANTIC_IDS.schema)
+    pins["semantic_ids"] = replace_days(lake, "semantic_ids", table, dict.fromkeys(DAYS, "y"))
+    lake.write_manifest("tokenize", "c4", {"levels": 4, "codes": 11})
+    settings = settings_for((lake, pins), tmp_path / "new")
+    decoder = Training(settings, opened((lake, pins), CONFIG), 0, 1).decoder
+    assert (decoder.levels, decoder.sizes, decoder.heads[3].out_features) == (4, (11,) * 4, 11)
+    save_model(tmp_path / "old", decoder, {"codebook_version": "c1"})
+    with pytest.raises(ContractViolation, match="learned codebook c1"):
+        Training(settings | {"initial": str(tmp_path / "old")}, opened((lake, pins), CONFIG), 0, 1)
 
 
 def test_a_model_survives_the_disk_and_a_foreign_file_does_not(tmp_path: Path) -> None:

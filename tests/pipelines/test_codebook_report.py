@@ -58,7 +58,7 @@ def make(lake: Lake) -> Fit:
     found = fit(torch.tensor(np.stack([x[i] for i in fitted])), torch.tensor(fitted), SETTINGS)
     folder = lake.artifact("tokenize", VERSION)
     folder.mkdir(parents=True)
-    save_codebook(folder, found.codebook)
+    save_codebook(folder, found.codebook, VERSION)
     lake.write_manifest("tokenize", VERSION, {"items": len(fitted), "inertia": found.inertia})
     codes = encode(found.codebook, torch.tensor(np.stack([x[i] for i in sorted(x)])))
     rows = [

@@ -77,9 +77,9 @@ def test_ids_that_do_not_fit_their_codebook_are_refused(lake: Lake) -> None:
         row = {"item_id": 1, "date": DAYS[2], "codes": codes, "codebook_version": "a", "rank": 0}
         version = write(lake, "semantic_ids", [row], DAYS)
         if fits:
-            assert load_catalogue(lake, version, DAYS[2], DAYS[4]).sizes == (4, 4, 4)
+            assert load_catalogue(lake, version, DAYS[2], DAYS[4]).sizes == (4, 4)
             continue
-        with pytest.raises(ContractViolation, match="do not fit codebook a, of 2 levels with 4 codes"):
+        with pytest.raises(ContractViolation, match="do not fit codebook a, whose levels have 4, 4 codes"):
             load_catalogue(lake, version, DAYS[2], DAYS[4])
 
 

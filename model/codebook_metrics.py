@@ -124,20 +124,20 @@ def prefix_labels(codes_NL: Tensor) -> list[Tensor]:
     return found
 
 
-def prefix_use(codes_NL: Tensor, k: int) -> list[PrefixUse]:
-    """For each prefix length from 1 to L. `codes_NL` in [0, k), at least one item."""
+def prefix_use(codes_NL: Tensor, sizes: Sequence[int]) -> list[PrefixUse]:
+    """For each prefix length from 1 to L. `codes_NL`, of `sizes` codes a level, has at least one item."""
     before = torch.tensor([len(codes_NL)], device=codes_NL.device)  # items of the empty prefix
     found = []
-    for labels_N in prefix_labels(codes_NL):
-        sizes = torch.bincount(labels_N)
+    for labels_N, k in zip(prefix_labels(codes_NL), sizes, strict=True):
+        items = torch.bincount(labels_N)
         share = before.double() / len(codes_NL)
         ceiling = float((share * before.clamp(max=k).double().log()).sum())
-        conditional = max(0.0, entropy_of(sizes) - entropy_of(before))
-        ordered = sizes.sort().values
+        conditional = max(0.0, entropy_of(items) - entropy_of(before))
+        ordered = items.sort().values
         p50, p99 = (int(ordered[-(-len(ordered) * percent // 100) - 1]) for percent in (50, 99))
-        mean = len(codes_NL) / len(sizes)
-        found.append(PrefixUse(len(sizes), mean, p50, p99, int(ordered[-1]), conditional, ceiling))
-        before = sizes
+        mean = len(codes_NL) / len(items)
+        found.append(PrefixUse(len(items), mean, p50, p99, int(ordered[-1]), conditional, ceiling))
+        before = items
     return found
 
 

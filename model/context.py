@@ -8,6 +8,7 @@ to the duration, authors and tags are hashed; a token's position counts from the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,14 +63,14 @@ class EventFields(nn.Module):
     starts: Tensor
     bits: Tensor
 
-    def __init__(self, config: ModelConfig, levels: int, num_codes: int) -> None:
+    def __init__(self, config: ModelConfig, sizes: Sequence[int]) -> None:
         super().__init__()
         self.buckets = config.hash_buckets
         width = config.embed_dim
-        self.sizes = [num_codes + 1] * levels + [GAPS, RATIOS, DURATIONS]  # +1: the unknown item's code
+        self.sizes = [size + 1 for size in sizes] + [GAPS, RATIOS, DURATIONS]  # +1: the unknown item's code
         self.small = nn.Embedding(sum(self.sizes), width)  # the small vocabularies one after the other
-        sizes = torch.tensor(self.sizes)
-        self.register_buffer("starts", sizes.cumsum(0) - sizes, persistent=False)
+        all_sizes = torch.tensor(self.sizes)
+        self.register_buffer("starts", all_sizes.cumsum(0) - all_sizes, persistent=False)
         self.authors = nn.Embedding(config.hash_buckets + 1, width)
         self.tags = nn.Embedding(config.hash_buckets + 1, width, padding_idx=0)
         self.feedback = nn.Linear(NUM_BITS, width)
@@ -186,10 +187,10 @@ def ages(offsets: Tensor) -> Tensor:
 class Context(nn.Module):
     """All pathways. A further pathway (lifelong) is one more entry of `_pathways`."""
 
-    def __init__(self, config: ModelConfig, levels: int, num_codes: int, engaged_mask: int) -> None:
+    def __init__(self, config: ModelConfig, sizes: Sequence[int], engaged_mask: int) -> None:
         super().__init__()
         width = config.d_model  # d_in, which the papers leave open
-        self.fields = EventFields(config, levels, num_codes)
+        self.fields = EventFields(config, sizes)
         self.static = StaticPathway(config, width)
         self.short = EventPathway(self.fields, config.short_length, None, config.embed_dim, width)
         self.positive = EventPathway(self.fields, config.positive_length, engaged_mask, config.embed_dim, width)

@@ -6,6 +6,7 @@ codebook. Its last row stands for an item that the catalogue does not know; the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,7 +18,7 @@ _MIX = -7046029254386353131  # 2^64 / golden ratio as int64: spreads consecutive
 
 @dataclass(frozen=True)
 class ItemTable:
-    """N items and, as row N, the unknown one. K is the number of codes a level."""
+    """N items and, as row N, the unknown one. K is the number of codes of a level."""
 
     codes: Tensor  # int64 [N + 1, L]; K in the last row
     authors: Tensor  # int64 [N + 1], 1 + bucket; 0 unknown
@@ -42,14 +43,13 @@ def hashed(ids: Tensor, buckets: int) -> Tensor:
 
 
 def build_item_table(
-    codes: Tensor, authors: Tensor, tag_hashes: Tensor, no_tag: Tensor, sizes: tuple[int, int]
+    codes: Tensor, authors: Tensor, tag_hashes: Tensor, no_tag: Tensor, sizes: Sequence[int], buckets: int
 ) -> ItemTable:
     """`codes` int [N, L], raw `authors` int64 [N] (-1 unknown), `tag_hashes` int64 [N, MAX_TAGS] with the bool mask
-    `no_tag` of absent ones; `sizes` = (codes a level, hash buckets)."""
-    num_codes, buckets = sizes
+    `no_tag` of absent ones; `sizes` are the codes of each level, `buckets` those of the hashes."""
     tags = torch.where(no_tag, 0, 1 + tag_hashes.remainder(buckets))
     return ItemTable(
-        codes=torch.cat([codes.long(), codes.new_full((1, codes.shape[1]), num_codes).long()]),
+        codes=torch.cat([codes.long(), torch.tensor([list(sizes)], device=codes.device)]),
         authors=torch.cat([hashed(authors, buckets), authors.new_zeros(1)]),
         tags=torch.cat([tags, tags.new_zeros(1, tags.shape[1])]),
     )

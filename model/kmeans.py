@@ -91,8 +91,8 @@ def lloyd(
 def grid_of(x_ND: Tensor, reducer: Reducer) -> Grid:
     """The grid on which no sum over the rows of all ranks overflows."""
     rows = int(reducer.reduce(torch.tensor([len(x_ND)], device=x_ND.device), "sum"))
-    local = x_ND.abs().max().double() if x_ND.numel() else torch.zeros((), dtype=torch.float64, device=x_ND.device)
-    local = torch.where(local.isfinite(), local, torch.inf)  # a NaN would be lost in a maximum
+    local = torch.stack(x_ND.aminmax()).abs().max() if x_ND.numel() else x_ND.new_zeros(())
+    local = torch.where(local.isfinite(), local.double(), torch.inf)  # a NaN would be lost in a maximum
     largest = float(reducer.reduce(local.reshape(1), "max"))
     if largest == float("inf"):
         raise ContractViolation("A vector in table item_embeddings holds a value that is not finite; rerun stage embed.")
@@ -113,22 +113,26 @@ class Shard:
         if self.guess is None:
             self.norm_N = self.x_ND.norm(dim=1)
             self.sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.int64, device=self.x_ND.device)
-            self._add(labels_N, torch.arange(len(labels_N), device=labels_N.device), 1)
+            for s in row_blocks(self.x_ND):
+                self.sums_KD.index_add_(0, labels_N[s], self._fixed(self.x_ND[s]))
         else:
-            changed = (labels_N != self.guess.labels_N).nonzero()[:, 0]
-            self._add(self.guess.labels_N, changed, -1)
-            self._add(labels_N, changed, 1)
+            self._move(labels_N, self.guess.labels_N, (labels_N != self.guess.labels_N).nonzero()[:, 0])
         self.guess = Guess(labels_N, self.norm_N)
         counts_K = self.reducer.reduce(torch.bincount(labels_N, minlength=len(centroids_KD)), "sum")
         sums_KD = self.reducer.reduce(self.sums_KD.clone(), "sum")  # ours changes in place
         self.spread = self.spread or spread_of(self.x_ND, sums_KD.sum(0), counts_K.sum(), self.grid, self.reducer)
         return Pass(labels_N, sums_KD, counts_K, self.spread.inertia(centroids_KD, sums_KD, counts_K, self.grid))
 
-    def _add(self, labels_N: Tensor, rows: Tensor, sign: int) -> None:
-        """Adds the given rows, or takes them away, cut to the grid."""
+    def _move(self, to_N: Tensor, from_N: Tensor, rows: Tensor) -> None:
+        """Moves the given rows between the sums."""
         for s in row_blocks(self.x_ND, len(rows)):
-            fixed = (self.x_ND[rows[s]].double() * (sign * self.grid.coordinate)).long()
-            self.sums_KD.index_add_(0, labels_N[rows[s]], fixed)
+            fixed_BD = self._fixed(self.x_ND[rows[s]])
+            self.sums_KD.index_add_(0, to_N[rows[s]], fixed_BD)
+            self.sums_KD.index_add_(0, from_N[rows[s]], fixed_BD, alpha=-1)
+
+    def _fixed(self, x_BD: Tensor) -> Tensor:
+        """int64: the values, cut to the grid."""
+        return (x_BD.double() * self.grid.coordinate).long()
 
 
 @dataclass(frozen=True)

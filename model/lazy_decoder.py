@@ -3,11 +3,12 @@
 Common-context compression: a request's context is encoded once, whatever the number of its targets, and the targets
 attend to it as further query rows. Loss positions are the codes of the newest impressions alone (equation 10).
 The papers leave open: code embeddings are learned at full width, with one learned position embedding a code.
-Shapes: R requests, B code sequences (targets or beams), S codes, L levels, K codes a level, D = d_model.
+Shapes: R requests, B code sequences (targets or beams), S codes, L levels, K codes of a level, D = d_model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,20 +33,21 @@ class Loss:
 
 
 class LazyDecoder(nn.Module):
-    """`engaged_mask`: the feedback bits that make an event part of the positive pathway."""
+    """`sizes`: codes a level; `engaged_mask`: the feedback bits that make an event part of the positive pathway."""
 
-    def __init__(self, config: ModelConfig, levels: int, num_codes: int, engaged_mask: int) -> None:
+    def __init__(self, config: ModelConfig, sizes: Sequence[int], engaged_mask: int) -> None:
         super().__init__()
-        self.config, self.levels, self.num_codes, self.engaged_mask = config, levels, num_codes, engaged_mask
+        self.config, self.sizes, self.engaged_mask = config, tuple(sizes), engaged_mask
+        levels = self.levels = len(sizes)
         d_model = config.d_model
-        self.context = Context(config, levels, num_codes, engaged_mask)
+        self.context = Context(config, sizes, engaged_mask)
         self.processor = ContextProcessor(config)
         self.bos = nn.Parameter(torch.randn(d_model) * INIT_STD)
-        self.codes = nn.ModuleList(nn.Embedding(num_codes, d_model) for _ in range(levels - 1))
+        self.codes = nn.ModuleList(nn.Embedding(size, d_model) for size in sizes[:-1])
         self.positions = nn.Embedding(levels, d_model)
         self.blocks = nn.ModuleList(LazyBlock(config) for _ in range(config.layers))
         self.head_norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-6) for _ in range(levels))
-        self.heads = nn.ModuleList(nn.Linear(d_model, num_codes) for _ in range(levels))
+        self.heads = nn.ModuleList(nn.Linear(d_model, size) for size in sizes)
         self.dropout = nn.Dropout(config.dropout)
         for table in (*self.codes, self.positions):
             nn.init.normal_(table.weight, std=INIT_STD)

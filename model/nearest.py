@@ -33,7 +33,7 @@ SCORES = 1 << 25  # elements of a block of the N x K matrix
 SCORE_ROWS = {"cpu": 1024}  # on CPUs: fewer cost calls, more leave the cache
 # Elements of a block of elementwise float64 work. On CPUs it stays in the cache and below the size from which torch
 # wakes its threads, whose barriers cost more than the work where cores are shared.
-BLOCK = {"cpu": 1 << 14}
+BLOCK = {"cpu": (1 << 15) - 1}
 WIDE_BLOCK = 1 << 24  # on other devices
 
 

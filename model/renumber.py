@@ -10,6 +10,8 @@ keeps its place in space, and ties between centroids go as the fit settled them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy.sparse import coo_array, csr_array, hstack
@@ -18,11 +20,12 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from model.rq_kmeans import Codebook
 
 
-def matching_numbers(new_NL: np.ndarray, old_NL: np.ndarray, k: int) -> list[np.ndarray]:
-    """int64 [K] a level: each new code's number; `new_NL` and `old_NL` are int [N, L] codes of the same items."""
+def matching_numbers(new_NL: np.ndarray, old_NL: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """int64 [K] a level: each new code's number; `new_NL` and `old_NL` are int [N, L] codes of the same items, of `sizes`
+    codes a level."""
     keeps_N = np.ones(len(new_NL), bool)
     numbers = []
-    for new_N, old_N in zip(new_NL.T, old_NL.T, strict=True):
+    for new_N, old_N, k in zip(new_NL.T, old_NL.T, sizes, strict=True):
         number_K = _match(new_N[keeps_N], old_N[keeps_N], k)
         keeps_N &= number_K[new_N] == old_N
         numbers.append(number_K)

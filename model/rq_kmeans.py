@@ -1,6 +1,6 @@
 """RQ-Kmeans: semantic ids by exact K-means on residuals (OneRec-V1, section 2.1; OneRec-V2 uses the same tokenizer).
 
-Level l clusters R^(l) into K codes, s^(l) = argmin_k |R^(l) - c_k|, R^(l+1) = R^(l) - c_{s^(l)}, in float32. An item's
+Level l clusters R^(l) into K_l codes, s^(l) = argmin_k |R^(l) - c_k|, R^(l+1) = R^(l) - c_{s^(l)}, in float32. An item's
 codes are a function of its vector and the codebook alone, so appending items moves no code, and `encode` repeats the
 labels of the fit bit for bit.
 
@@ -13,6 +13,7 @@ are not balanced, and an item whose vector equals a fitted one may get other cod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,8 +50,14 @@ class Codebook:
         return len(self.centroids)
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """The codes of each level."""
+        return tuple(len(values) for values in self.centroids)
+
+    @property
     def codes(self) -> int:
-        return len(self.centroids[0])
+        """The codes of the largest level: no code reaches it."""
+        return max(self.sizes)
 
     @property
     def width(self) -> int:
@@ -66,31 +73,55 @@ class Fit:
     inertia: list[list[float]]  # of each level, at each iteration
 
 
-def fit(residual_ND: Tensor, ids_N: Tensor, settings: RqConfig, reducer: Reducer | None = None) -> Fit:
+@dataclass(frozen=True)
+class Levels:
+    """The levels fitted so far, without `balance` the whole state of a fit: residuals and codes follow bit for bit."""
+
+    centroids: list[Tensor]  # float32 [K, D] each
+    inertia: list[list[float]]
+
+
+def fit(
+    residual_ND: Tensor,
+    ids_N: Tensor,
+    settings: RqConfig,
+    reducer: Reducer | None = None,
+    earlier: Levels | None = None,
+    after_level: Callable[[Levels], None] | None = None,
+) -> Fit:
     """Fits the levels on the rows of all ranks. `residual_ND` float32 is consumed: it ends as the last residual.
 
-    `ids_N` int64 are distinct over all ranks. Raises ContractViolation without rows, with values that are not finite, and
-    for more rows than `balance: equal` handles.
+    `ids_N` int64 are distinct over all ranks. A fit without balance continues after the levels in `earlier`, the same on
+    all ranks, and gives what one fit without a break gives; `after_level` is called where a further level is done. Raises
+    ContractViolation without rows, with values that are not finite, and for more rows than `balance: equal` handles.
     """
-    centroids, labels, inertia = [], [], []
+    known = earlier or Levels([], [])
+    centroids, inertia, labels = list(known.centroids), list(known.inertia), []
     for level in range(settings.levels):
-        clusters = _clusters(residual_ND, ids_N, settings, settings.seed * 1_000_003 + level, reducer or Alone())
-        residual_ND.sub_(clusters.centroids_KD[clusters.labels_N])
-        centroids.append(clusters.centroids_KD)
-        labels.append(clusters.labels_N.int())
-        inertia.append(clusters.inertia)
+        if level < len(known.centroids):
+            labels_N = assign(residual_ND, centroids[level], settings.chunk)
+        else:
+            clusters = _clusters(residual_ND, ids_N, settings, level, reducer or Alone())
+            labels_N = clusters.labels_N
+            centroids.append(clusters.centroids_KD)
+            inertia.append(clusters.inertia)
+            if after_level is not None:
+                after_level(Levels(list(centroids), list(inertia)))
+        residual_ND.sub_(centroids[level][labels_N])
+        labels.append(labels_N.int())
     return Fit(Codebook(centroids), torch.stack(labels, 1), inertia)
 
 
-def _clusters(x_ND: Tensor, ids_N: Tensor, settings: RqConfig, salt: int, reducer: Reducer) -> Clusters:
+def _clusters(x_ND: Tensor, ids_N: Tensor, settings: RqConfig, level: int, reducer: Reducer) -> Clusters:
     """One level, by the way of `settings.balance`."""
+    k, salt = settings.sizes[level], settings.seed * 1_000_003 + level
     if settings.balance == "equal":
-        return equal_kmeans(x_ND, ids_N, settings.codes, salt=salt, iterations=settings.iterations, reducer=reducer)
+        return equal_kmeans(x_ND, ids_N, k, salt=salt, iterations=settings.iterations, reducer=reducer)
     cluster = lloyd if settings.balance == "none" else partial(capped_kmeans, slack=settings.balance_tolerance)
     return cluster(
         x_ND,
         ids_N,
-        settings.codes,
+        k,
         salt=salt,
         iterations=settings.iterations,
         tolerance=settings.tolerance,

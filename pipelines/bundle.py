@@ -92,7 +92,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         ranks=tensors["ranks"].numpy(),
         known_on=EPOCH + tensors["known_on"].numpy().astype("timedelta64[D]"),
         codebook_version=manifest["codebook_version"],
-        num_codes=decoder.num_codes,
+        sizes=decoder.sizes,
     )
     items = ItemTable(**{name: tensors[f"field_{name}"] for name in ("codes", "authors", "tags")})
     trie = build_trie(catalogue)
@@ -137,7 +137,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def build_trie(catalogue: Catalogue) -> Trie:
-    return Trie(torch.from_numpy(catalogue.codes), torch.from_numpy(catalogue.ranks), catalogue.num_codes)
+    return Trie(torch.from_numpy(catalogue.codes), torch.from_numpy(catalogue.ranks), catalogue.sizes)
 
 
 def trie_tensors(trie: Trie) -> dict[str, Tensor]:

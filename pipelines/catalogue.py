@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.codebook import codebook_manifest
+from pipelines.codebook import codebook_manifest, sizes_of
 from pipelines.ray_tables import read_arrow
 from schemas.errors import ContractViolation
 from schemas.lake import Lake
@@ -23,7 +23,7 @@ class Catalogue:
     ranks: np.ndarray  # int32 [N], place among the items that share the codes
     known_on: np.ndarray  # datetime64[D] [N], the day on which the item got its codes
     codebook_version: str
-    num_codes: int  # codes a level, of the levels that an item has
+    sizes: tuple[int, ...]  # codes of each level that an item has
 
     @property
     def levels(self) -> int:
@@ -54,22 +54,22 @@ def load_catalogue(lake: Lake, version: int, fit_day: datetime.date, until: date
         )
     (codebook,) = versions
     manifest = codebook_manifest(lake, codebook)
-    levels, num_codes = manifest["levels"], manifest["codes"]
+    sizes = sizes_of(manifest["codes"], manifest["levels"])
     table = table.sort_by("item_id")
     codes = table.column("codes").combine_chunks()
     lengths, flat = np.unique(np.diff(codes.offsets.to_numpy())), codes.flatten().to_numpy()
-    if lengths.tolist() != [levels] or flat.min() < 0 or flat.max() >= num_codes:
+    if lengths.tolist() != [len(sizes)] or flat.min() < 0 or (flat.reshape(-1, len(sizes)) >= sizes).any():
         raise ContractViolation(
-            f"Table semantic_ids version {version} holds ids that do not fit codebook {codebook}, of {levels} levels with "
-            f"{num_codes} codes; run stage tokenize with --force."
+            f"Table semantic_ids version {version} holds ids that do not fit codebook {codebook}, whose levels have "
+            f"{', '.join(map(str, sizes))} codes; run stage tokenize with --force."
         )
     return Catalogue(
         item_ids=table.column("item_id").to_numpy().copy(),  # copies, which PyTorch may hold: Arrow's memory is read-only
-        codes=flat.copy().reshape(-1, levels),
+        codes=flat.copy().reshape(-1, len(sizes)),
         ranks=table.column("rank").to_numpy().copy(),
         known_on=table.column("date").to_numpy().astype("datetime64[D]"),
         codebook_version=codebook,
-        num_codes=num_codes,
+        sizes=sizes,
     )
 
 

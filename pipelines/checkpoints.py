@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.item_aligner import Aligner, build_aligner
 from model.lazy_decoder import LazyDecoder
+from pipelines.codebook import sizes_of
 from schemas.config import ModelConfig
 from schemas.errors import ContractViolation
 from schemas.item_alignment import ItemAlignmentConfig
@@ -33,7 +34,7 @@ def save_model(folder: Path, decoder: LazyDecoder, description: Mapping[str, Any
     sizes = {
         "model": to_mapping(decoder.config),
         "levels": decoder.levels,
-        "num_codes": decoder.num_codes,
+        "num_codes": list(decoder.sizes),
         "engaged_mask": decoder.engaged_mask,
     }
     save_file(
@@ -50,7 +51,7 @@ def load_model(folder: str | Path) -> tuple[LazyDecoder, dict[str, Any]]:
             raise ContractViolation(f"{folder} holds no {part}: it is no trained model; run stage train first.")
     description = json.loads((folder / "model.json").read_text())
     config = from_mapping(ModelConfig, description["model"], str(folder / "model.json"))
-    decoder = LazyDecoder(config, description["levels"], description["num_codes"], description["engaged_mask"])
+    decoder = LazyDecoder(config, sizes_of(description["num_codes"], description["levels"]), description["engaged_mask"])
     try:
         decoder.load_state_dict(load_file(folder / "weights.safetensors"))
     except RuntimeError as error:

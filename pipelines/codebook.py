@@ -3,6 +3,7 @@ and order_0 to order_L-1 where its codes were renumbered."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from schemas.errors import ContractViolation, MissingUpstream
 from schemas.lake import Lake
 
 FILE = "codebook.safetensors"
+
+
+def sizes_of(codes: int | Sequence[int], levels: int) -> tuple[int, ...]:
+    """The codes of each level, where a manifest has one number for all of them or one for each."""
+    return (codes,) * levels if isinstance(codes, int) else tuple(codes)
 
 
 def save_codebook(folder: Path, codebook: Codebook, version: str = "") -> None:

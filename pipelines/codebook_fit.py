@@ -4,12 +4,17 @@ Ray Train's own split drops rows to make shards equal; K-means needs every row e
 shards, hence `EveryRow`. With 0 workers the same function runs in this process. Workers leave their codes as one Parquet
 file each, rank 0 the codebook, in `folder`, which must be reachable from all (the lake is). Memory of a worker: its rows
 (4 x width bytes each) and the pool of seeds.
+
+A level takes long where there are many rows, so rank 0 keeps the levels so far in `folder`. A fit that is started again
+there, and the workers that Ray Train starts for lost ones, continue after them and end with the same bits. Levels of
+another identity (settings, vectors) are ignored. Balanced codes depend on all items and start anew.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,11 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from ray.data import DataIterator, Dataset
-from ray.train import DataConfig, RunConfig, ScalingConfig, get_context, get_dataset_shard
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, get_context, get_dataset_shard
 from ray.train.torch import TorchTrainer, get_device
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from model.reduction import Reducer, reducer_of_process
-from model.rq_kmeans import Codebook, fit
+from model.rq_kmeans import Codebook, Levels, fit
 from pipelines.codebook import read_codebook, save_codebook
 from pipelines.embed import absolute
 from pipelines.item_vectors import matrix_of
@@ -33,10 +40,13 @@ from pipelines.ray_tables import read_dataset
 from pipelines.stage import StageContext
 from schemas.config import RqConfig
 from schemas.errors import ContractViolation
+from schemas.loader import to_mapping
 
 DATASET = "items"
 VECTORS = "item_embeddings"
 BLOCKS_A_WORKER = 4  # finer blocks spread the rows more evenly
+LEVELS = "levels.safetensors"  # of a fit that is not done
+RESTARTS = 2  # of lost workers
 
 
 @dataclass(frozen=True)
@@ -60,29 +70,36 @@ class EveryRow(DataConfig):
 
 
 def fit_stage_codebook(context: StageContext, version: str, settings: RqConfig) -> CodebookFit:
-    """Fits on the vectors of the fit day; nothing is left in the artifact folder `version` of the stage."""
+    """Fits on the vectors of the fit day, or continues a killed run's fit; nothing is left in the artifact folder `version`
+    of the stage."""
     fit_day, lake, pin = context.calendar.fit_day, absolute(context.lake), context.pins[VECTORS]
     folder = lake.artifact(context.plan.spec.name, version)
     ray = context.engines.ray()
     items = read_dataset(lake, VECTORS, pin, ["item_id", "vector"], [fit_day])
-    scratch = folder / "fit"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
-    result = fit_codebook(ray, items, lake.rows_by_day(VECTORS, pin).get(fit_day, 0), settings, scratch)
+    scratch, rows = folder / "fit", lake.rows_by_day(VECTORS, pin).get(fit_day, 0)
+    result = fit_codebook(ray, items, rows, settings, scratch, f"{version} {pin}")
     shutil.rmtree(scratch)
     return result
 
 
-def fit_codebook(ray: Any, items: Dataset, rows: int, settings: RqConfig, folder: Path) -> CodebookFit:
-    """Fits on all `rows` of `items` (item_id, vector). Raises ContractViolation where a row is lost or an id repeats."""
+def fit_codebook(ray: Any, items: Dataset, rows: int, settings: RqConfig, folder: Path, vectors: str = "") -> CodebookFit:
+    """Fits on all `rows` of `items` (item_id, vector), or continues a fit in `folder` of the same `vectors` (their name
+    and version). Raises ContractViolation where a row is lost or an id repeats."""
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "train", ignore_errors=True)  # what Ray Train knows of a killed run
+    identity = json.dumps([to_mapping(settings, identity=True), rows, vectors])
     workers = settings.num_workers
     if workers > 1:
         items = items.repartition(target_num_rows_per_block=max(1, math.ceil(rows / (workers * BLOCKS_A_WORKER))))
     TorchTrainer(
         fit_worker,
-        train_loop_config={"settings": settings, "folder": str(folder.absolute())},
+        train_loop_config={"settings": settings, "folder": str(folder.absolute()), "identity": identity},
         scaling_config=scaling(ray, workers),
-        run_config=RunConfig(name="fit", storage_path=str(folder.absolute() / "train")),
+        run_config=RunConfig(
+            name="fit",
+            storage_path=str(folder.absolute() / "train"),
+            failure_config=FailureConfig(max_failures=RESTARTS if workers else 0),
+        ),
         datasets={DATASET: items},
         dataset_config=EveryRow(),
     ).fit()
@@ -106,7 +123,13 @@ def fit_worker(config: dict[str, Any]) -> None:
     reducer = reducer_of_process()
     ids_N, x_ND = gather_rows(get_dataset_shard(DATASET).iter_batches(batch_size=8192, batch_format="pyarrow"))
     x_ND, ids_N = common_width(x_ND.to(device), reducer), ids_N.to(device)
-    result = fit(x_ND, ids_N, settings, reducer)
+    earlier = common_levels(read_levels(folder, config["identity"]), reducer, device)
+
+    def keep(levels: Levels) -> None:
+        if rank == 0 and settings.balance == "none":
+            save_levels(folder, levels, config["identity"])
+
+    result = fit(x_ND, ids_N, settings, reducer, earlier, keep)
     write_codes(folder / f"codes-{rank}.parquet", ids_N.cpu().numpy(), result.codes_NL.cpu().numpy())
     if rank == 0:
         save_codebook(folder, result.codebook)
@@ -133,6 +156,32 @@ def common_width(x_ND: torch.Tensor, reducer: Reducer) -> torch.Tensor:
     if len(x_ND) and x_ND.shape[1] != width:
         raise ContractViolation("Table item_embeddings mixes vectors of different dimensions; rerun stage embed.")
     return x_ND if len(x_ND) else x_ND.new_zeros(0, width)
+
+
+def save_levels(folder: Path, levels: Levels, identity: str) -> None:
+    """They appear whole or not at all."""
+    tensors = {f"level_{level}": values.cpu().contiguous() for level, values in enumerate(levels.centroids)}
+    draft = folder / f"{LEVELS}.draft"
+    save_file(tensors, draft, metadata={"identity": identity, "inertia": json.dumps(levels.inertia)})
+    os.replace(draft, folder / LEVELS)
+
+
+def read_levels(folder: Path, identity: str) -> Levels:
+    """The levels of a fit of this identity that did not end; none where there was no such fit."""
+    if not (folder / LEVELS).is_file():
+        return Levels([], [])
+    with safe_open(folder / LEVELS, "pt") as file:
+        told = file.metadata()
+        if told["identity"] != identity:
+            return Levels([], [])
+        inertia = json.loads(told["inertia"])
+        return Levels([file.get_tensor(f"level_{level}") for level in range(len(inertia))], inertia)
+
+
+def common_levels(found: Levels, reducer: Reducer, device: torch.device) -> Levels:
+    """What every rank has found: a shared mount may show the newest file to some ranks only."""
+    count = int(reducer.reduce(torch.tensor([len(found.inertia)], device=device), "min"))
+    return Levels([values.to(device) for values in found.centroids[:count]], found.inertia[:count])
 
 
 def write_codes(path: Path, ids: np.ndarray, codes: np.ndarray) -> None:

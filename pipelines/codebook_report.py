@@ -8,6 +8,7 @@ leave. It holds ids, codes and tags of the catalogue, and vectors of at most abo
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -59,7 +60,7 @@ class Quality:
 
     version: str
     items: int
-    codes: int  # a level
+    codes: int  # of the largest level
     ceiling: float  # of an entropy
     levels: list[Level]
     shared: Collisions
@@ -82,13 +83,14 @@ class Coded:
         return self.days.min().item()
 
 
-def codebook_metrics(codes: np.ndarray, k: int) -> dict[str, float]:
-    """Use of every level (from 1 on), items a prefix, collisions and the hourglass; `codes` int32 [N, L] in [0, k)."""
+def codebook_metrics(codes: np.ndarray, sizes: Sequence[int]) -> dict[str, float]:
+    """Use of every level (from 1 on), items a prefix, collisions and the hourglass; `codes` int32 [N, L], of
+    `sizes` codes a level."""
     codes_NL = torch.from_numpy(codes)
-    uses = [level_use(level_N, k) for level_N in codes_NL.unbind(1)]
+    uses = [level_use(level_N, size) for level_N, size in zip(codes_NL.unbind(1), sizes, strict=True)]
     waist = hourglass(uses)
     metrics = {f"{name}_level_{level}": value for level, use in enumerate(uses, 1) for name, value in asdict(use).items()}
-    for level, prefix in enumerate(prefix_use(codes_NL, k), 1):
+    for level, prefix in enumerate(prefix_use(codes_NL, sizes), 1):
         metrics |= {f"{PREFIX_NAMES[name]}_level_{level}": float(value) for name, value in asdict(prefix).items()}
     metrics |= sharing(codes)
     return metrics | ({"hourglass": float(waist.found), "hourglass_waist": waist.waist} if waist else {})
@@ -118,16 +120,16 @@ def fit_metrics(lake: Lake, version: str) -> dict[str, float]:
     return {f"reconstruction_loss_level_{level}": loss for level, loss in enumerate(losses, 1)}
 
 
-def codebook_figures(codes: np.ndarray, k: int) -> dict[str, Figure]:
+def codebook_figures(codes: np.ndarray, sizes: Sequence[int]) -> dict[str, Figure]:
     """What stage `tokenize` draws of its codes."""
     codes_NL = torch.from_numpy(codes)
-    entropies = [level_use(level_N, k).entropy for level_N in codes_NL.unbind(1)]
-    conditional = [(use.conditional_entropy, use.conditional_ceiling) for use in prefix_use(codes_NL, k)]
-    sizes = [torch.bincount(labels_N).numpy() for labels_N in prefix_labels(codes_NL)]
+    entropies = [level_use(level_N, size).entropy for level_N, size in zip(codes_NL.unbind(1), sizes, strict=True)]
+    conditional = [(use.conditional_entropy, use.conditional_ceiling) for use in prefix_use(codes_NL, sizes)]
+    items = [torch.bincount(labels_N).numpy() for labels_N in prefix_labels(codes_NL)]
     return {
-        "codebook_use": plots.codebook_use(codes, k),
+        "codebook_use": plots.codebook_use(codes, sizes),
         "codebook_entropy": plots.entropy_by_level(entropies, conditional),
-        "codebook_prefixes": plots.items_a_prefix(sizes),
+        "codebook_prefixes": plots.items_a_prefix(items),
     }
 
 
@@ -141,12 +143,12 @@ def quality(lake: Lake) -> tuple[Quality, dict[str, Figure]] | None:
     fitted, later = reconstructions(lake, coded, codebook)
     levels_N = coded.codes_NL.unbind(1)
     uses, prefixes = (
-        [level_use(level_N, codebook.codes) for level_N in levels_N],
-        prefix_use(coded.codes_NL, codebook.codes),
+        [level_use(level_N, size) for level_N, size in zip(levels_N, codebook.sizes, strict=True)],
+        prefix_use(coded.codes_NL, codebook.sizes),
     )
     levels = [Level(*row) for row in zip(uses, prefixes, pure, fitted, strict=True)]
     waist, ceiling = hourglass(uses), float(np.log(codebook.codes))
-    figures = codebook_figures(coded.codes_NL.numpy(), codebook.codes)
+    figures = codebook_figures(coded.codes_NL.numpy(), codebook.sizes)
     if (tagged := [one for one in pure if one]) and len(tagged) == len(pure):
         figures["codebook_purity"] = plots.purity_by_level([(one.share, one.chance) for one in tagged])
     found = Quality(coded.version, len(coded.item_ids), codebook.codes, ceiling, levels, coded.shared, waist, later)

@@ -5,8 +5,8 @@ the id. `place` is an item's place in it among those with the same L codes.
 
 - rank: the place is the item's rank, and decoding ends with it.
 - level: the place is a code of a further level, which the model decodes (as in TIGER, Rajput et al., 2023). It has
-  twice as many codes as the largest bucket of the fit day has items, or K if that is more (each level of a model then has
-  so many); where a bucket outgrows them, its last items share the last code and are told apart by rank.
+  twice as many codes as the largest bucket of the fit day has items, or K if that is more; where a bucket outgrows them,
+  its last items share the last code and are told apart by rank.
 - nearest_free: day by day, the first item at its codes keeps them, and each other one gets the nearest free codes
   (`model.free_codes`). Where all K^L are held, items share codes and are told apart by rank.
 """
@@ -55,15 +55,11 @@ def joined(parts: list[Coded]) -> Coded:
     return items
 
 
-def id_levels(settings: TokenizeConfig) -> int:
-    """Codes of one item."""
-    return settings.levels + (settings.collisions == "level")
-
-
-def id_codes(settings: TokenizeConfig, codes_NL: np.ndarray) -> int:
-    """Codes a level that a model must tell apart, by the items of the fit day."""
-    place_codes = HEADROOM * collisions(torch.from_numpy(codes_NL)).largest if settings.collisions == "level" else 0
-    return max(settings.codes, place_codes)
+def id_sizes(settings: TokenizeConfig, codes_NL: np.ndarray) -> tuple[int, ...]:
+    """Codes of each level of an id, by the items of the fit day."""
+    if settings.collisions != "level":
+        return settings.sizes
+    return *settings.sizes, max(*settings.sizes, HEADROOM * collisions(torch.from_numpy(codes_NL)).largest)
 
 
 def before_settling(rule: str, codes: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +72,7 @@ def before_settling(rule: str, codes: np.ndarray, rank: np.ndarray) -> tuple[np.
 def settled(
     rule: str,
     codebook: Codebook,
-    num_codes: int,
+    last_size: int,
     earlier: list[Coded],
     parts: list[Coded],
     vectors: VectorsOf,
@@ -84,7 +80,7 @@ def settled(
     """All items with the codes that tell them apart, those of `parts` last, and their ranks (int32 [N]).
 
     `earlier` are settled days as `before_settling` gives them, `parts` one day each, in order, with the codebook's codes;
-    `num_codes` is what `id_codes` gave on the fit day.
+    `last_size` is the last of `id_sizes` on the fit day.
     """
     if rule == "nearest_free":
         parts = own_codes(codebook, earlier, parts, vectors)
@@ -92,7 +88,7 @@ def settled(
     place = ranks(items.codes, items.days, items.counts, items.item_ids)
     if rule != "level":
         return items, place
-    last = np.minimum(place, num_codes - 1)
+    last = np.minimum(place, last_size - 1)
     return replace(items, codes=np.concatenate([items.codes, last[:, None]], axis=1)), place - last
 
 

@@ -40,7 +40,8 @@ def item_table(
         torch.from_numpy(authors),
         torch.from_numpy(tags),
         torch.from_numpy(no_tag),
-        (catalogue.num_codes, hash_buckets),
+        catalogue.sizes,
+        hash_buckets,
     )
 
 

@@ -73,7 +73,7 @@ def run(context: StageContext) -> StageResult:
         near, rq = coded(books, ids, vectors, settings)
         parts.append(table_of(ids, day, books.item_ids, near, rq, version))
         if day == fit_day:
-            metrics |= codebook_metrics(rq.numpy(), books.centroids.codes)
+            metrics |= codebook_metrics(rq.numpy(), books.centroids.sizes)
             metrics |= {} if settings.search == "exact" else {"vq_recall": sampled_recall(books, near, settings)}
     rows = pa.concat_tables(parts)
     table_version = replace_days(lake, TABLE, rows, todo)

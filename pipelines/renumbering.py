@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from model.renumber import kept_prefixes, matching_numbers, renumber_codebook, renumber_codes
 from model.rq_kmeans import Codebook
 from pipelines.catalogue import codes_matrix
+from pipelines.codebook import sizes_of
 from pipelines.codebook_fit import CodebookFit
 from pipelines.ray_tables import read_arrow
 from pipelines.stage import StageContext
@@ -51,9 +52,9 @@ def renumbered(context: StageContext, fitted: CodebookFit) -> Renumbered:
     if len(ours) == 0:
         note = f"Codebook {earlier} of {day} knows no item of the new one, whose numbers have nothing to do with it."
         return Renumbered(fitted.codebook, fitted.codes, notes=[note])
-    levels, k = fitted.codebook.levels, fitted.codebook.codes
+    levels = fitted.codebook.levels
     old = codes_matrix(rows.column("codes"))[theirs, :levels]  # a further level may follow the codebook's
-    numbers = matching_numbers(fitted.codes[ours], old, k)
+    numbers = matching_numbers(fitted.codes[ours], old, fitted.codebook.sizes)
     codes = renumber_codes(fitted.codes, numbers)
     kept = kept_prefixes(codes[ours], old)
     counts = ", ".join(f"{round(share * len(ours)):,}" for share in kept)
@@ -70,4 +71,4 @@ def same_shape(context: StageContext, earlier: str) -> bool:
     """Whether an earlier codebook has the levels and codes of this configuration."""
     settings: dict[str, Any] = (context.lake.manifest("tokenize", earlier) or {}).get("settings", {})
     now: TokenizeConfig = context.config.tokenize
-    return (settings.get("levels"), settings.get("codes")) == (now.levels, now.codes)
+    return bool(settings) and sizes_of(settings["codes"], settings["levels"]) == now.sizes

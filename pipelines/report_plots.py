@@ -53,10 +53,10 @@ def histogram(lengths: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def codebook_use(codes: np.ndarray, k: int) -> Figure:
-    """Items a code by rank, a panel a level; codes int [N, L] in [0, k). The dashed line is even use."""
+def codebook_use(codes: np.ndarray, sizes: Sequence[int]) -> Figure:
+    """Items a code by rank, a panel a level; codes int [N, L], of `sizes` codes a level. The dashed line is even use."""
     figure, axes = canvas(columns=codes.shape[1], height=2.6)
-    for level, axis in enumerate(np.atleast_1d(axes)):
+    for level, (axis, k) in enumerate(zip(np.atleast_1d(axes), sizes, strict=True)):
         counts = np.sort(np.bincount(codes[:, level], minlength=k))[::-1]
         axis.fill_between(np.arange(k + 1), np.append(counts, counts[-1]), step="post", color="#486581")
         axis.axhline(len(codes) / k, color=ACCENT, linewidth=1, linestyle="--")

@@ -22,10 +22,10 @@ import torch
 
 from model.rq_kmeans import Codebook, encode
 from pipelines.catalogue import codes_matrix
-from pipelines.codebook import codebook_manifest, load_codebook, save_codebook
+from pipelines.codebook import codebook_manifest, load_codebook, save_codebook, sizes_of
 from pipelines.codebook_registry import register_codebook
 from pipelines.codebook_report import codebook_figures, codebook_metrics, fit_metrics, sharing
-from pipelines.collisions import Coded, before_settling, id_codes, id_levels, settled
+from pipelines.collisions import Coded, before_settling, id_sizes, settled
 from pipelines.drift import FILE as STATISTICS
 from pipelines.drift import drift_of, save_statistics
 from pipelines.embed import refuse_stale_fit
@@ -60,17 +60,17 @@ def run(context: StageContext) -> StageResult:
     manifest = codebook_manifest(context.lake, version)
     rule = manifest["settings"].get("collisions", "rank")  # of the fit, which a night continues whatever it is now
     earlier, vectors = codes_before(context, version, rule), partial(vectors_of, context)
-    items, rank = settled(rule, codebook, manifest["codes"], earlier, parts, vectors)
+    items, rank = settled(rule, codebook, sizes_of(manifest["codes"], manifest["levels"])[-1], earlier, parts, vectors)
     rows = table_of(items, rank, version).slice(len(items) - sum(map(len, parts)))
     if context.run_id:
         register_codebook(context, version)  # before a table names it
     table_version = replace_days(context.lake, TABLE, rows, todo)
     own_codes = items.codes[:, : codebook.levels]
-    metrics = codebook_metrics(own_codes, codebook.codes) | sharing(items.codes) | fit_metrics(context.lake, version)
+    metrics = codebook_metrics(own_codes, codebook.sizes) | sharing(items.codes) | fit_metrics(context.lake, version)
     context.say(f"{len(rows):,} items, {metrics['collision_rate']:.2%} share their codes, codebook {version}")
     result.tables, result.rows = {TABLE: table_version}, {TABLE: len(rows)}
     result.metrics |= metrics
-    result.figures |= codebook_figures(own_codes, codebook.codes)
+    result.figures |= codebook_figures(own_codes, codebook.sizes)
     report_drift(context, version, [day for day in sorted(todo) if day != fit_day], result)
     return result
 
@@ -113,9 +113,10 @@ def fit_day_codes(context: StageContext, version: str, result: StageResult) -> C
     days = np.full(len(counts), np.datetime64(fit_day), "datetime64[D]")
     fitted = Coded(fit.item_ids, numbered.codes, days, counts)
     # Levels and codes are those of the items' ids, which may have a level more than the codebook.
-    shape = {"levels": id_levels(settings), "codes": id_codes(settings, fitted.codes), "width": codebook.width}
-    content: dict[str, Any] = {**shape}
-    content |= {"items": len(counts), "inertia": fit.inertia, "metrics": codebook_metrics(fitted.codes, codebook.codes)}
+    sizes = id_sizes(settings, fitted.codes)
+    codes: int | list[int] = sizes[0] if len(set(sizes)) == 1 else list(sizes)
+    content: dict[str, Any] = {"levels": len(sizes), "codes": codes, "width": codebook.width}
+    content |= {"items": len(counts), "inertia": fit.inertia, "metrics": codebook_metrics(fitted.codes, codebook.sizes)}
     content |= {"inputs": {name: context.pins[name] for name in (VECTORS, "user_sequences")}, "settings": asdict(settings)}
     content |= {"earlier": numbered.earlier}
     save_statistics(folder, fitted.codes, codebook.codes, fit.inertia)

@@ -90,7 +90,7 @@ class Training:
         self.config: Config = settings["config"]
         self.folder = Path(settings["folder"])
         torch.manual_seed(self.config.train.seed)  # the same weights on every worker
-        self.decoder = LazyDecoder(self.config.model, data.levels, data.catalogue.num_codes, data.engaged_mask)
+        self.decoder = LazyDecoder(self.config.model, data.catalogue.sizes, data.engaged_mask)
         self.model: nn.Module = self.decoder if world == 1 else nn.parallel.DistributedDataParallel(self.decoder)
         self.optimizer = torch.optim.AdamW(
             _groups(self.decoder, self.config.train.weight_decay), lr=self.config.train.learning_rate, fused=True

@@ -209,7 +209,7 @@ class RqConfig:
     """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals."""
 
     levels: int = 3
-    codes: int = 256  # a level
+    codes: int | tuple[int, ...] = 256  # of every level, or one number a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
     balance: Literal["none", "equal", "capped"] = "none"  # equal: Algorithm 1, up to 100,000 items; capped: any
@@ -219,7 +219,18 @@ class RqConfig:
     chunk: int = resource(65_536)  # rows assigned at a time
 
     def __post_init__(self) -> None:
-        require(self.balance_tolerance >= 0, "balance_tolerance of tokenize or codes.rq", "must be at least 0")
+        for name in ("levels", "iterations", "chunk"):
+            require(getattr(self, name) >= 1, f"{name} of tokenize or codes.rq", "must be at least 1")
+        for name in ("tolerance", "balance_tolerance", "num_workers"):
+            require(getattr(self, name) >= 0, f"{name} of tokenize or codes.rq", "must be at least 0")
+        one_a_level = f"must be one number or {self.levels}, one a level"
+        require(len(self.sizes) == self.levels, "codes of tokenize or codes.rq", one_a_level)
+        require(min(self.sizes) >= 1, "codes of tokenize or codes.rq", "must be at least 1")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The codes of each level."""
+        return self.codes if isinstance(self.codes, tuple) else (self.codes,) * self.levels
 
 
 @dataclass(frozen=True)
@@ -231,7 +242,9 @@ class TokenizeConfig(RqConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        countable = self.collisions != "nearest_free" or self.codes**self.levels < 2**62
+        even = self.collisions != "nearest_free" or len(set(self.sizes)) == 1
+        require(even, "tokenize.codes", "must be the same at every level for collisions nearest_free")
+        countable = self.collisions != "nearest_free" or self.sizes[0] ** self.levels < 2**62
         require(
             countable, "tokenize.codes", "to the power of tokenize.levels must lie below 2^62 for collisions nearest_free"
         )

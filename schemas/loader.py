@@ -77,7 +77,9 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return convert(next(a for a in arguments if a is not type(None)), value, where, key)
+        kinds = [a for a in arguments if a is not type(None)]
+        lists = [a for a in kinds if typing.get_origin(a) is tuple and isinstance(value, (list, tuple))]
+        return convert((lists or kinds)[0], value, where, key)
     if origin is typing.Literal:
         if value in arguments:
             return value

@@ -17,7 +17,7 @@ PRODUCTION = load_config(REPOSITORY / "conf" / "production_1b.yaml")
 def test_its_blocks_hold_what_the_paper_calls_1b() -> None:
     config = PRODUCTION.model
     with torch.device("meta"):  # shapes without memory
-        decoder = LazyDecoder(config, PRODUCTION.tokenize.levels, PRODUCTION.tokenize.codes, engaged_mask=1)
+        decoder = LazyDecoder(config, PRODUCTION.tokenize.sizes, engaged_mask=1)
     matrices = [p for p in decoder.blocks.parameters() if p.dim() == 2]
     # Cross-attention 2 (queries, output), self-attention 4, gated feed-forward 3 * 4; the norms are vectors.
     assert sum(p.numel() for p in matrices) == (2 + 4 + 3 * config.ffn_width) * config.d_model**2 * config.layers

@@ -27,7 +27,7 @@ def catalogue(num_items: int, num_codes: int = 8, seed: int = 0, buckets: int = 
     codes = torch.randint(0, num_codes, (num_items, 3), generator=g)
     authors = torch.randint(-1, 9, (num_items,), generator=g)
     tags = torch.randint(0, 2**60, (num_items, 3), generator=g)
-    return build_item_table(codes, authors, tags, torch.rand(num_items, 3, generator=g) > 0.6, (num_codes, buckets))
+    return build_item_table(codes, authors, tags, torch.rand(num_items, 3, generator=g) > 0.6, [num_codes] * 3, buckets)
 
 
 def random_requests(
@@ -62,9 +62,9 @@ def random_requests(
     )
 
 
-def small_decoder(seed: int = 0, **changes: object) -> LazyDecoder:
+def small_decoder(seed: int = 0, sizes: tuple[int, ...] = (8, 8, 8), **changes: object) -> LazyDecoder:
     torch.manual_seed(seed)
-    return LazyDecoder(dataclasses.replace(SMALL, **changes), levels=3, num_codes=8, engaged_mask=ENGAGED)
+    return LazyDecoder(dataclasses.replace(SMALL, **changes), sizes, engaged_mask=ENGAGED)
 
 
 def only_row(requests: Requests, row: int, target: int | None = None) -> Requests:

@@ -62,7 +62,7 @@ def test_the_top_percent_of_many_codes() -> None:
 def test_prefixes_and_collisions_agree_with_counting(items: list[tuple[int, ...]]) -> None:
     codes = torch.tensor(items)
     labels = prefix_labels(codes)
-    for length, use in enumerate(prefix_use(codes, K), 1):
+    for length, use in enumerate(prefix_use(codes, [K] * codes.shape[1]), 1):
         counts = Counter(item[:length] for item in items)
         shorter = Counter(item[: length - 1] for item in items)
         sizes = sorted(counts.values())

@@ -143,7 +143,7 @@ def test_it_learns_twenty_requests_by_heart() -> None:
     torch.manual_seed(0)
     requests = random_requests(20, 30, targets=1)
     config = dataclasses.replace(SMALL, d_model=32, embed_dim=8)
-    decoder = LazyDecoder(config, 3, 8, ENGAGED)
+    decoder = LazyDecoder(config, (8, 8, 8), ENGAGED)
     optimizer = torch.optim.Adam(decoder.parameters(), 1e-2)
     for _ in range(150):
         loss = decoder.loss(requests, ITEMS).total

@@ -52,9 +52,9 @@ def test_names_change_and_nothing_else(kind: str, seed: int) -> None:
 def test_the_same_codebook_under_other_names_keeps_every_item(kind: str, seed: int) -> None:
     x, codebook, codes = fitted(kind)
     old = renumber_codes(codes, permutations(16, seed))
-    found = renumber_codes(codes, matching_numbers(codes, old, 16))
+    found = renumber_codes(codes, matching_numbers(codes, old, [16] * codes.shape[1]))
     assert kept_prefixes(found, old) == [1.0, 1.0, 1.0]
-    renamed = renumber_codebook(codebook, matching_numbers(codes, old, 16))
+    renamed = renumber_codebook(codebook, matching_numbers(codes, old, [16] * codes.shape[1]))
     assert np.array_equal(encode(renamed, x).numpy(), old)
 
 
@@ -63,7 +63,7 @@ def test_the_same_codebook_under_other_names_keeps_every_item(kind: str, seed: i
 def test_no_other_numbers_keep_more_items_level_by_level(items: list[tuple[int, ...]]) -> None:
     pairs = np.array(items, np.int32).reshape(-1, 4)
     new, old = pairs[:, :2], pairs[:, 2:]
-    numbers = matching_numbers(new, old, 5)
+    numbers = matching_numbers(new, old, [5] * new.shape[1])
     assert all(sorted(number) == list(range(5)) for number in numbers)
     keeps = np.ones(len(items), bool)
     for level, number in enumerate(numbers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from model.codebook_metrics import collisions, level_use
-from model.reduction import Alone, Group, reducer_of_process
-from model.rq_kmeans import Fit, encode, fit
+from model.reduction import Alone, Group, Reducer, reducer_of_process
+from model.rq_kmeans import Fit, Levels, encode, fit
 from schemas.config import TokenizeConfig
 from schemas.errors import ContractViolation
 from tests.model.shards import on_ranks
@@ -52,6 +53,29 @@ def test_ranks_and_order_change_nothing(kind: str, ranks: int) -> None:
     for part, result in zip(parts, results, strict=True):
         assert same(result, alone)
         assert torch.equal(result.codes_NL, alone.codes_NL[part])
+
+
+@pytest.mark.parametrize("kind", ["normal", "duplicates"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_fit_continues_after_any_level_with_the_same_bits(kind: str, ranks: int) -> None:
+    x, ids = rows_of(kind, 400, 8, 1), torch.arange(400) * 7
+    settings = dataclasses.replace(SETTINGS, codes=(16, 5, 30))
+    so_far: list[Levels] = []
+    unbroken = fit(x.clone(), ids, settings, after_level=so_far.append)
+    assert [len(levels.centroids) for levels in so_far] == [1, 2, 3]
+    parts = torch.randperm(400).tensor_split(ranks)
+    for earlier in so_far:
+        further: list[Levels] = []
+
+        def program(reducer: Reducer, earlier: Levels = earlier, further: list[Levels] = further) -> Fit:
+            rows = parts[reducer.rank]
+            keep = further.append if reducer.rank == 0 else None
+            return fit(x[rows], ids[rows], settings, reducer, earlier, keep)
+
+        for part, result in zip(parts, on_ranks(ranks, program), strict=True):
+            assert same(result, unbroken)
+            assert torch.equal(result.codes_NL, unbroken.codes_NL[part])
+        assert [len(levels.centroids) for levels in further] == list(range(len(earlier.centroids) + 1, 4))
 
 
 def gloo_rank(rank: int, folder: str) -> None:

@@ -15,6 +15,7 @@ from model.ranker import Ranker
 from model.trie import Trie
 from tests.model.requests import catalogue, only_row, random_requests, small_decoder
 
+SIZES = (5, 7, 6)  # codes of each level
 CODES = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=40)
 
 
@@ -22,15 +23,15 @@ CODES = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=40)
 @settings(max_examples=60, deadline=None)
 def test_a_trie_knows_the_prefixes_and_items_of_its_catalogue(codes: list[tuple[int, ...]], cells: int) -> None:
     ranks = [codes[:i].count(c) for i, c in enumerate(codes)]
-    trie = Trie(torch.tensor(codes), torch.tensor(ranks), 5, table_cells=cells)
+    trie = Trie(torch.tensor(codes), torch.tensor(ranks), SIZES, table_cells=cells)
     prefixes = [sorted({c[:level] for c in codes}) for level in range(4)]
     assert trie.sizes == tuple(len(p) for p in prefixes)
     for level in range(3):
         nodes = torch.arange(len(prefixes[level]))
         mask = trie.children_mask(level, torch.cat([nodes, torch.tensor([-1])]))
-        wanted = [[(*p, k) in prefixes[level + 1] for k in range(5)] for p in prefixes[level]]
+        wanted = [[(*p, k) in prefixes[level + 1] for k in range(SIZES[level])] for p in prefixes[level]]
         assert mask[:-1].tolist() == wanted and not mask[-1].any()
-    every = torch.tensor(list(itertools.product(range(5), repeat=3)))
+    every = torch.tensor(list(itertools.product(*map(range, SIZES))))
     leaves = trie.find(every)
     for triple, leaf in zip(every.tolist(), leaves.tolist(), strict=True):
         assert leaf == (prefixes[3].index(tuple(triple)) if tuple(triple) in prefixes[3] else -1)
@@ -38,18 +39,21 @@ def test_a_trie_knows_the_prefixes_and_items_of_its_catalogue(codes: list[tuple[
         assert trie.items(torch.tensor([leaf]))[0].tolist() == [i for _, i in members]
 
 
-@given(CODES, st.integers(1, 12), st.integers(0, 5))
+@given(CODES, st.integers(1, 12), st.integers(0, 5), st.sampled_from([(8, 8, 8), SIZES]))
 @settings(max_examples=25, deadline=None)
-def test_every_generated_triple_is_a_real_item(codes: list[tuple[int, ...]], beam: int, seed: int) -> None:
-    decoder = small_decoder(seed).eval()
+def test_every_generated_triple_is_a_real_item(
+    codes: list[tuple[int, ...]], beam: int, seed: int, sizes: tuple[int, ...]
+) -> None:
+    decoder = small_decoder(seed, sizes).eval()
     table = build_item_table(
         torch.tensor(codes),
         torch.zeros(len(codes)).long(),
         torch.zeros(len(codes), 3).long(),
         torch.ones(len(codes), 3).bool(),
-        (8, 50),
+        sizes,
+        50,
     )
-    trie = Trie(torch.tensor(codes), torch.zeros(len(codes)), 8)
+    trie = Trie(torch.tensor(codes), torch.zeros(len(codes)), sizes)
     requests = random_requests(4, len(codes), seed)
     beams = beam_search(decoder, decoder.encode(requests, table), trie, beam)
     filled = beams.leaves >= 0
@@ -66,7 +70,7 @@ def test_every_generated_triple_is_a_real_item(codes: list[tuple[int, ...]], bea
 def test_a_beam_as_wide_as_the_catalogue_ranks_exactly(changes: dict) -> None:
     table = catalogue(40)
     decoder = small_decoder(**changes).eval()
-    trie = Trie(table.codes[:-1], torch.arange(40), 8)
+    trie = Trie(table.codes[:-1], torch.arange(40), [8] * 3)
     requests = random_requests(5, 40)
     ranked, scores, _ = rank_items(beam_search(decoder, decoder.encode(requests, table), trie, 64), trie, 40)
     for row in range(5):
@@ -87,8 +91,8 @@ def exact_scores(decoder, requests, table, row: int) -> torch.Tensor:
 
 def test_items_that_share_codes_follow_by_rank_and_exclusions_are_left_out() -> None:
     codes = torch.tensor([[1, 2, 3]] * 3 + [[4, 5, 6]])
-    table = build_item_table(codes, torch.zeros(4).long(), torch.zeros(4, 3).long(), torch.ones(4, 3).bool(), (8, 50))
-    trie = Trie(codes, torch.tensor([2, 0, 1, 0]), 8)
+    table = build_item_table(codes, torch.zeros(4).long(), torch.zeros(4, 3).long(), torch.ones(4, 3).bool(), [8] * 3, 50)
+    trie = Trie(codes, torch.tensor([2, 0, 1, 0]), [8] * 3)
     requests = random_requests(6, 4, history=4)
     ranker = Ranker(small_decoder(), table, trie)
     ranked = ranker.rank(requests, k=5, beam=3)
@@ -107,7 +111,7 @@ def test_items_that_share_codes_follow_by_rank_and_exclusions_are_left_out() -> 
 
 def test_free_generation_reports_the_share_of_real_items() -> None:
     table = catalogue(10)
-    trie = Trie(table.codes[:-1], torch.zeros(10), 8)
+    trie = Trie(table.codes[:-1], torch.zeros(10), [8] * 3)
     ranker = Ranker(small_decoder(), table, trie)
     beams = ranker.search(random_requests(3, 10), beam=512, free=True)
     assert beams.codes.shape == (3, 512, 3)  # 8^3: everything there is

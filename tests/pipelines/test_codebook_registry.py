@@ -77,16 +77,18 @@ def test_ids_that_do_not_fit_their_codebook_are_refused(lake: Lake) -> None:
         row = {"item_id": 1, "date": DAYS[2], "codes": codes, "codebook_version": "a", "rank": 0}
         version = write(lake, "semantic_ids", [row], DAYS)
         if fits:
-            assert load_catalogue(lake, version, DAYS[2], DAYS[4]).num_codes == 4
+            assert load_catalogue(lake, version, DAYS[2], DAYS[4]).sizes == (4, 4)
             continue
-        with pytest.raises(ContractViolation, match="do not fit codebook a, of 2 levels with 4 codes"):
+        with pytest.raises(ContractViolation, match="do not fit codebook a, whose levels have 4, 4 codes"):
             load_catalogue(lake, version, DAYS[2], DAYS[4])
 
 
 def test_a_model_of_another_codebook_goes_into_no_bundle(tmp_path: Path) -> None:
     items = small_items(20)
     codes = items.codes[:-1].numpy().astype(np.int32)
-    catalogue = Catalogue(np.arange(20), codes, np.zeros(20, np.int32), np.full(20, np.datetime64(DAYS[0])), "b", 8)
+    catalogue = Catalogue(
+        np.arange(20), codes, np.zeros(20, np.int32), np.full(20, np.datetime64(DAYS[0])), "b", (8,) * codes.shape[1]
+    )
     save_codebook(tmp_path / "codebook", Codebook([torch.randn(8, 2) for _ in range(3)]), "a")
     codebook = tmp_path / "codebook" / "codebook.safetensors"
     for learned, message in (("a", "learned codebook a"), ("b", "is codebook a, not b")):

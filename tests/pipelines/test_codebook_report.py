@@ -194,4 +194,4 @@ def test_items_without_tags_and_tags_of_items_without_codes_are_left_out(lake: L
     owners, tags = tags_of(lake, np.array([1, 2, 5]))
     assert owners.tolist() == [0] and len(tags) == 1
     assert len(tags_of(lake, np.array([2]))[0]) == 0
-    assert set(codebook_metrics(np.zeros((4, 1), np.int32), 3)).isdisjoint({"hourglass", "hourglass_waist"})
+    assert set(codebook_metrics(np.zeros((4, 1), np.int32), [3])).isdisjoint({"hourglass", "hourglass_waist"})

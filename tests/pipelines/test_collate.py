@@ -26,13 +26,14 @@ from pipelines.item_fields import item_table
 from pipelines.split import roles_by_day
 from tests.pipelines.examples import CODES, DAYS, calendar, example_rows, table_of, write_lake
 
+SIZES = (CODES,) * 3
 CATALOGUE = Catalogue(
     item_ids=np.arange(0, 40, 2),
     codes=np.random.default_rng(0).integers(0, CODES, (20, 3)).astype(np.int32),
     ranks=np.zeros(20, np.int32),
     known_on=np.full(20, np.datetime64(DAYS[0])),
     codebook_version="c1",
-    num_codes=CODES,
+    sizes=SIZES,
 )
 
 
@@ -125,7 +126,9 @@ def test_role_events_of_examples_give_each_target_the_time_of_its_request() -> N
 
 def test_item_fields_hold_as_of_a_day(lake) -> None:
     pins = write_lake(lake, example_rows(1))
-    catalogue = Catalogue(np.arange(40), np.zeros((40, 3), np.int32), np.zeros(40), np.full(40, DAYS[0]), "c1", CODES)
+    catalogue = Catalogue(
+        np.arange(40), np.zeros((40, 3), np.int32), np.zeros(40), np.full(40, DAYS[0]), "c1", (CODES,) * 3
+    )
     late = item_table(lake, pins["items"], catalogue, 50)
     early = item_table(lake, pins["items"], catalogue, 50, until=DAYS[2])
     assert len(late) == 40 and late.codes[-1].tolist() == [CODES] * 3
@@ -150,7 +153,9 @@ def test_features_as_a_request_are_the_union_of_recent_and_engaged_events(lake) 
             row |= {f"short_{name}": [e[place] for e in short], f"positive_{name}": [e[place] for e in engaged]}
         rows.append(row)
         wanted.append([event[0] for event in [*older, *short]])
-    catalogue = Catalogue(np.arange(50), np.zeros((50, 3), np.int32), np.zeros(50), np.full(50, DAYS[0]), "c1", CODES)
+    catalogue = Catalogue(
+        np.arange(50), np.zeros((50, 3), np.int32), np.zeros(50), np.full(50, DAYS[0]), "c1", (CODES,) * 3
+    )
     requests = requests_as_of(pa.Table.from_pylist(rows), catalogue, mask, 77)
     offsets = requests.history_offsets.tolist()
     found = [requests.history_items[a:b].tolist() for a, b in itertools.pairwise(offsets)]

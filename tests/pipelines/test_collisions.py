@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.rq_kmeans import Codebook, encode
 from model.trie import Trie
-from pipelines.collisions import HEADROOM, Coded, before_settling, id_codes, id_levels, settled
+from pipelines.collisions import HEADROOM, Coded, before_settling, id_sizes, settled
 from schemas.config import TokenizeConfig
 
 DAY = np.datetime64("2026-01-01")
@@ -39,13 +39,13 @@ class Days:
             )
             for day, place in enumerate(places)
         ]
-        self.num_codes = id_codes(self.settings, self.parts[0].codes)
+        self.sizes = id_sizes(self.settings, self.parts[0].codes)
 
     def settle(self, earlier: list[Coded], parts: list[Coded]) -> tuple[Coded, np.ndarray]:
         def vectors(day: np.datetime64, ids: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(self.vectors[[self.place_of[int(item)] for item in ids]])
 
-        return settled(self.settings.collisions, self.codebook, self.num_codes, earlier, parts, vectors)
+        return settled(self.settings.collisions, self.codebook, self.sizes[-1], earlier, parts, vectors)
 
     def one_pass(self, days: int | None = None) -> Ids:
         return as_ids(*self.settle([], self.parts[:days]))
@@ -91,9 +91,9 @@ def test_every_path_of_the_trie_leads_to_items_and_ranks_count_from_0(
 ) -> None:
     days = Days(rule, sizes, codes, seed)
     items, rank = days.settle([], days.parts)
-    assert items.codes.shape[1] == id_levels(days.settings) and items.codes.min() >= 0
-    assert items.codes.max() < days.num_codes
-    trie = Trie(torch.from_numpy(items.codes), torch.from_numpy(rank), days.num_codes)
+    assert items.codes.shape[1] == len(days.sizes) and items.codes.min() >= 0
+    assert (items.codes < days.sizes).all()
+    trie = Trie(torch.from_numpy(items.codes), torch.from_numpy(rank), days.sizes)
     below, offsets = trie.items(torch.arange(trie.sizes[-1]))
     assert (offsets.diff() > 0).all() and sorted(below.tolist()) == list(range(len(items)))
     for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
@@ -122,7 +122,7 @@ def test_a_further_level_holds_the_rank_up_to_its_last_code(sizes: list[int], co
     days, plain = Days("level", sizes, codes, seed), Days("rank", sizes, codes, seed)
     ids, by_rank = days.one_pass(), plain.one_pass()
     for item, (*own, place) in by_rank.items():
-        assert ids[item] == (*own, min(place, days.num_codes - 1), max(0, place - days.num_codes + 1))
+        assert ids[item] == (*own, min(place, days.sizes[-1] - 1), max(0, place - days.sizes[-1] + 1))
     largest = max(place for *_, place in plain.one_pass(1).values()) + 1
-    assert days.num_codes == max(codes, HEADROOM * largest)
+    assert days.sizes == (codes, codes, max(codes, HEADROOM * largest))
     assert all(rank == 0 for *_, rank in days.one_pass(1).values())

@@ -293,7 +293,7 @@ def context_of(lake, engines, config):
     calendar = calendar_of(lake.identities("training_examples"), config.split)
     train = lake.artifact("train", "made")
     torch.manual_seed(0)
-    save_model(train, LazyDecoder(config.model, 3, 2, mask_of(config.targets.positive)), {"codebook_version": "book"})
+    save_model(train, LazyDecoder(config.model, (2, 2, 2), mask_of(config.targets.positive)), {"codebook_version": "book"})
     lake.write_manifest("align", "made", {"model": {"stage": "train", "identity": "made"}})
     pins = {name: lake.version(name) for name in ("training_examples", "semantic_ids", "items")}
     planned = plan(EVALUATE, config, lake, calendar, pinned={"align": "made"})

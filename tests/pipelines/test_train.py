@@ -187,7 +187,7 @@ def test_the_stage_leaves_a_model_its_curves_and_its_figures(small_lake, engines
     context = StageContext(CONFIG, lake, calendar(), plan, engines, pins, lines.append)
     result = run(context)
     decoder, description = load_model(context.folder)
-    assert description["codebook_version"] == "c1" and description["num_codes"] == 8 and not decoder.training
+    assert description["codebook_version"] == "c1" and description["num_codes"] == [8, 8, 8] and not decoder.training
     assert {"loss", "loss_level_1", "loss_level_3", "validation_loss"} <= result.series.keys()
     assert len(result.series["validation_loss"]) == 2
     assert 0 <= result.metrics["data_wait_share"] <= 1 and result.metrics["tokens_per_second"] > 0
@@ -217,7 +217,7 @@ def test_levels_and_codes_are_those_of_the_codebook_and_another_ones_weights_are
     lake.write_manifest("tokenize", "c4", {"levels": 4, "codes": 11})
     settings = settings_for((lake, pins), tmp_path / "new")
     decoder = Training(settings, opened((lake, pins), CONFIG), 0, 1).decoder
-    assert (decoder.levels, decoder.num_codes, decoder.heads[3].out_features) == (4, 11, 11)
+    assert (decoder.levels, decoder.sizes, decoder.heads[3].out_features) == (4, (11,) * 4, 11)
     save_model(tmp_path / "old", decoder, {"codebook_version": "c1"})
     with pytest.raises(ContractViolation, match="learned codebook c1"):
         Training(settings | {"initial": str(tmp_path / "old")}, opened((lake, pins), CONFIG), 0, 1)

@@ -35,6 +35,9 @@ def test_every_shipped_configuration_loads_and_survives_a_round_trip(path: Path)
         ("train: [1]", ["train", "section"]),
         ("split: {by: weeks}", ["split.by", "'days'", "'user'"]),
         ("targets: {positive: [clicks]}", ["targets.positive", "'clicks'", "click"]),
+        ("tokenize: {codes: [8, 8]}", ["tokenize.codes", "3"]),
+        ("tokenize: {codes: many}", ["tokenize.codes", "int", "'many'"]),
+        ("tokenize: {codes: [8, 0, 8]}", ["tokenize.codes", "at least 1"]),
         ("model: {heads: 7}", ["model.heads", "divide"]),
         ("source: {first_day: 2026-13-01x}", ["source.first_day", "YYYY-MM-DD"]),
         ("source: {future_days: -1}", ["source.future_days", "null"]),
@@ -57,6 +60,13 @@ def test_overrides_win_over_the_file_and_are_checked(tmp_path: Path) -> None:
     assert load_config(path, {"train.epochs": 5}).train.epochs == 5
     with pytest.raises(ConfigError, match=r"train\.epoch;"):
         load_config(path, {"train.epoch": 5})
+
+
+def test_codes_are_one_number_or_one_a_level(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "tokenize: {codes: 16}")).tokenize.sizes == (16, 16, 16)
+    config = load_config(write(tmp_path, "tokenize: {codes: [4, 8], levels: 2}"))
+    assert config.tokenize.sizes == (4, 8)
+    assert from_mapping(Config, yaml.safe_load(yaml.safe_dump(to_mapping(config))), "round trip") == config
 
 
 def test_resources_are_no_part_of_an_identity() -> None:

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class Bench:
         }
 
 
-def aligned(config: Config, unit: str, weight: float) -> Path:
+def aligned(config: Config, unit: Literal["code", "item"], weight: float) -> Path:
     """The folder of a model aligned with these settings; made where it is not there."""
     settings = dataclasses.replace(config.align, unit=unit, weight=weight)
     config = dataclasses.replace(config, align=settings)

@@ -93,7 +93,7 @@ def balanced(items: Items, settings: TokenizeConfig, balance: Literal["equal", "
 
 
 def rq_vae(items: Items, settings: TokenizeConfig, restarts: bool = False, seconds: float = math.inf) -> Coded:
-    size = RqVaeSize(settings.levels, settings.codes)
+    size = RqVaeSize(settings.levels, settings.sizes[0])
     epoch = math.ceil(len(items.x_ND) / size.batch)
     size = replace(size, restart_every=epoch if restarts else 0)
     steps = EPOCHS * epoch if math.isinf(seconds) else MOST_STEPS
@@ -102,8 +102,8 @@ def rq_vae(items: Items, settings: TokenizeConfig, restarts: bool = False, secon
 
 
 def by_faiss(items: Items, settings: TokenizeConfig) -> Coded:
-    bits, x = settings.codes.bit_length() - 1, items.x_ND.numpy()
-    if 1 << bits != settings.codes:
+    bits, x = settings.sizes[0].bit_length() - 1, items.x_ND.numpy()
+    if set(settings.sizes) != {1 << bits}:
         raise ValueError(f"faiss wants a power of two as tokenize.codes, not {settings.codes}")
     quantizer = faiss.ResidualQuantizer(x.shape[1], settings.levels, bits)
     quantizer.max_beam_size = 1
@@ -161,11 +161,11 @@ def measure(items: Items, coded: Coded, k: int) -> dict[str, float]:
 
 def cell(system: str, items: Items, settings: TokenizeConfig, seconds: float) -> dict[str, float]:
     """`seconds` are those of `rq-kmeans` on the same items with the same seed."""
-    make = partial(SYSTEMS[system], seconds=seconds) if system == SAME_SECONDS else SYSTEMS[system]
+    make = partial(rq_vae, seconds=seconds) if system == SAME_SECONDS else SYSTEMS[system]
     started = time.monotonic()
     coded = make(items, settings)
     seconds = time.monotonic() - started
-    return measure(items, coded, settings.codes) | {"seconds": seconds}
+    return measure(items, coded, settings.sizes[0]) | {"seconds": seconds}
 
 
 def cells(lakes: Path, seeds: int, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -182,7 +182,7 @@ def cells(lakes: Path, seeds: int, rows: list[dict[str, Any]]) -> Iterator[dict[
         config = config_of(work, lakes)
         items = items_of(lake_of(config), prepare(config, (SEQUENCES, ITEM_PAIRS, EMBED)).fit_day)
         size = {"items": len(items.ids_N), "dimensions": items.x_ND.shape[1]}
-        size |= {"levels": config.tokenize.levels, "codes": config.tokenize.codes}
+        size |= {"levels": config.tokenize.levels, "codes": config.tokenize.sizes[0]}
         for key in todo:
             _, system, seed, epochs = key
             same = taken.get((work, "rq-kmeans", seed, epochs), math.inf)

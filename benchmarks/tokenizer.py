@@ -83,7 +83,7 @@ def vectors(start: int, stop: int, width: int) -> np.ndarray:
 def by_faiss(x: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     peer = faiss.Kmeans(x.shape[1], len(first), niter=ITERATIONS, min_points_per_centroid=1, max_points_per_centroid=10**9)
     peer.train(x, init_centroids=first)
-    return peer.centroids, peer.index.search(x, 1)[1][:, 0]
+    return np.asarray(peer.centroids), peer.index.search(x, 1)[1][:, 0]
 
 
 def by_sklearn(algorithm: str) -> KMeans:
@@ -249,17 +249,17 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="run every cell again")
-    for inner in ("cell", "worker", "stream"):
-        parser.add_argument(f"--{inner}", help=argparse.SUPPRESS)
+    for name in ("cell", "worker", "stream"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    inner = {
+    parts = {
         arguments.cell: lambda: measure(*json.loads(arguments.cell)),
         arguments.worker: lambda: our_part(*json.loads(arguments.worker)),
         arguments.stream: lambda: stream(arguments.stream),
     }
-    if todo := next((given for given in inner if given), None):
-        print(json.dumps(inner[todo]()))
+    if todo := next((given for given in parts if given), None):
+        print(json.dumps(parts[todo]()))
         return
     OUT.parent.mkdir(parents=True, exist_ok=True)
     rows = [] if arguments.fresh or not OUT.is_file() else [json.loads(line) for line in OUT.read_text().splitlines()]

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 
 from jobs.bounds import FIRST_MS, LAST_MS, LONGEST_MS, MAX_ID
 from jobs.lines import PLACE, integer, integer_fault, read_lines, require_columns, split_csv
+from jobs.mapped_values import NAMED_VECTORS
 from jobs.mapping import KUAIRAND_ITEMS, KUAIRAND_LOG, columns_of
 from jobs.source_files import SourceFile, column_names, headers
 from schemas.feedback import FLAGS
@@ -119,7 +120,7 @@ def _items(spark: SparkSession, files: list[SourceFile], header: str) -> DataFra
         F.when((duration > 0) & (duration <= LONGEST_MS), F.floor(duration)).alias("duration_ms"),
         uploaded.alias("upload_date"),
         _attributes(ITEM_ATTRIBUTES).alias("attributes"),
-        F.lit(None).cast("array<float>").alias("vector"),
+        F.lit(None).cast(NAMED_VECTORS).alias("vectors"),
         F.lit(None).cast("date").alias("withdrawn"),
     )
 

@@ -16,8 +16,20 @@ from pyspark.sql import functions as F
 
 from jobs.bounds import ROUNDING
 from jobs.lines import PLACE, escaped_paths, read_lines, source_file, split_csv
-from jobs.mapped_values import Input, Value, day, flag, floats, identifier, milliseconds, moment, number, texts
-from jobs.mapping import ATTRIBUTE, Cell, cells_of, columns_of, is_text, role_mappings
+from jobs.mapped_values import (
+    NAMED_VECTORS,
+    Input,
+    Value,
+    day,
+    flag,
+    floats,
+    identifier,
+    milliseconds,
+    moment,
+    number,
+    texts,
+)
+from jobs.mapping import ATTRIBUTE, VECTOR, Cell, cells_of, columns_of, is_text, role_mappings
 from jobs.source_files import SourceFile, column_types, headers
 from schemas.feedback import FLAGS
 from schemas.source import SourceConfig
@@ -156,13 +168,13 @@ def _items(rows: DataFrame, given: Inputs, source: SourceConfig) -> DataFrame:
         "duration_ms": ("bigint", lambda g: milliseconds(g, source.duration_unit, positive=True)),
         "upload_date": ("date", lambda g: day(g, source)),
         "attributes": ("array<string>", text),
-        "vector": ("array<float>", floats),
         "withdrawn": ("date", lambda g: day(g, source)),
     }
     for field, (dtype, read) in readers.items():
         absent = F.array() if dtype == "array<string>" else F.lit(None)
         values[field] = read(given[field]) if field in given else Value(absent.cast(dtype), F.lit(None))
     values["attributes"] = attributes(given)
+    values["vectors"] = vectors(given)
     return rows.select(*judged_row(values))
 
 
@@ -182,6 +194,16 @@ def attributes(given: Inputs) -> Value:
     pairs = [F.concat(F.lit(f"{cell.cell.name}="), cell.text) for cell in cells]
     found = F.array_compact(F.array(*pairs)) if pairs else F.array().cast("array<string>")
     return Value(found, F.lit(None))
+
+
+def vectors(given: Inputs) -> Value:
+    """The vectors that the row has, with their names; null where it has none."""
+    read = {cell.cell.name: floats(cell) for field, cell in given.items() if field.startswith(VECTOR)}
+    if not read:
+        return Value(F.lit(None).cast(NAMED_VECTORS), F.lit(None))
+    named = F.array(*(F.struct(F.lit(name).alias("name"), value.column.alias("values")) for name, value in read.items()))
+    there = F.filter(named, lambda vector: vector["values"].isNotNull())
+    return Value(F.when(F.size(there) > 0, there), F.coalesce(*(value.fault for value in read.values())))
 
 
 def _original(value: Value) -> Column:

@@ -35,6 +35,7 @@ OFFSET = r"(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)$"
 # Spark reads names of zones too and +1:00: a time with what we do not know as its offset would be moved twice.
 TIMED = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]*( ?" + OFFSET[:-1] + ")?)?$"
 ZONED = r":[0-9]{2}.*" + OFFSET
+NAMED_VECTORS = "array<struct<name:string,values:array<float>>>"
 MOST = 3e38  # of a float; NaN and infinity lie above
 
 

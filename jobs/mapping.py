@@ -19,6 +19,8 @@ from schemas.source import ItemColumns, ItemMapping, LogColumns, LogMapping, Sou
 
 RoleMapping = LogMapping | ItemMapping | UserMapping
 ATTRIBUTE = "attribute "  # before the name of a column that is kept as 'name=value'
+VECTOR = "vector "  # before the name of a column that is kept as a vector of that name
+LISTED = {ATTRIBUTE: "attributes", VECTOR: "vectors"}  # the keys that name such columns
 # How each field is read; every other one is text.
 KINDS = {
     "user_id": "id",
@@ -30,7 +32,6 @@ KINDS = {
     "rating": "number",
     **dict.fromkeys(FLAGS, "flag"),
     "tags": "texts",
-    "vector": "floats",
     "behaviour_log_probs": "floats",
     "upload_date": "day",
     "withdrawn": "day",
@@ -76,7 +77,7 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        return KINDS.get(self.field, "text")
+        return "floats" if self.field.startswith(VECTOR) else KINDS.get(self.field, "text")
 
 
 def mapping_of(source: SourceConfig) -> SourceConfig:
@@ -96,10 +97,12 @@ def role_mappings(source: SourceConfig) -> dict[str, RoleMapping]:
 
 
 def columns_of(mapping: RoleMapping) -> dict[str, str]:
-    """The source's column behind each mapped field, attributes included."""
+    """The source's column behind each mapped field, attributes and vectors included."""
     named = {field.name: getattr(mapping.columns, field.name) for field in dataclasses.fields(mapping.columns)}
-    attributes = getattr(mapping, "attributes", ())
-    return {field: name for field, name in named.items() if name is not None} | {ATTRIBUTE + n: n for n in attributes}
+    found = {field: name for field, name in named.items() if name is not None}
+    for prefix, listed in LISTED.items():
+        found |= {prefix + name: name for name in getattr(mapping, listed, ())}
+    return found
 
 
 def cells_of(file: str, role: str, columns: Mapping[str, str], present: Mapping[str, pa.DataType], unit: str) -> list[Cell]:
@@ -126,7 +129,8 @@ def column_faults(
 
 def key_of(role: str, field: str) -> str:
     """The configuration's key of a field."""
-    return f"source.{role}.attributes" if field.startswith(ATTRIBUTE) else f"source.{role}.columns.{field}"
+    listed = next((listed for prefix, listed in LISTED.items() if field.startswith(prefix)), f"columns.{field}")
+    return f"source.{role}.{listed}"
 
 
 def nearest(name: str, present: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ from schemas.lake import Lake
 from schemas.tables import ITEM_EMBEDDINGS
 
 TABLE = "item_embeddings"
-COLUMNS = ("item_id", "date", "author_id", "tags", "title", "duration_ms", "attributes", "vector")
+COLUMNS = ("item_id", "date", "author_id", "tags", "title", "duration_ms", "attributes", "vectors")
 NOTHING_LEFT = "No source is left; add one to embed.sources."
 ItemsByDay = dict[datetime.date, pa.Table]
 
@@ -120,7 +120,7 @@ def usable_sources(context: StageContext, items: pa.Table) -> Usable:
         "text": None if any(items.column("title").to_pylist()) else "no item has a title",
         "pairs": None,
         "attributes": None if has_attributes(items) else "no item has a tag, an author, a duration or an attribute",
-        "vector": None if items.column("vector").null_count < len(items) else "no item brings a vector",
+        "vector": None if items.column("vectors").null_count < len(items) else "no item brings a vector",
         "aligned": None,
     }
     if lacking["text"] is None and encoder_source(settings.encoder) is None:

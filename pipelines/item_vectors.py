@@ -1,9 +1,9 @@
 """An item's vector: the weighted, L2-normalised blocks of its sources side by side, from parts fitted on the fit day.
 
 Blocks: `text` (principal components of a sentence encoder), `pairs` (PPMI-SVD of co-occurrences), `attributes` (hashed
-signs), `vector` (the source's own), `aligned` (what the aligner makes of the content, for new items too). What the fit
-keeps is small and lies in one .npz and the aligner's file beside it, so that later days are appended without a refit and
-land in the same space.
+signs), `vector` (the source's own, each of length 1 where it has several), `aligned` (what the aligner makes of the
+content, for new items too). What the fit keeps is small and lies in one .npz and the aligner's file beside it, so that
+later days are appended without a refit and land in the same space.
 
 An item without pairs, a new one above all, gets as its pairs block the mean of the pairs vectors of the
 `NEIGHBOURS` items with pairs that are nearest by content (all other blocks), so that its codes lie among
@@ -20,6 +20,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from model.item_aligner import Aligner, aligned_vectors
@@ -46,7 +47,7 @@ class Fitted:
     pair_vectors: np.ndarray  # float32 [P, pairs_width]
     content_items: np.ndarray  # int64 [C], sorted, among pair_items
     content: np.ndarray  # float32 [C, W]
-    vector_width: int
+    vector_widths: dict[str, int]  # of the source's own, by name
     aligner: Aligner | None = None
     aligner_content: tuple[str, ...] = ()  # the blocks that it reads, in this order
 
@@ -69,7 +70,8 @@ class Fitted:
             pair_vectors=self.pair_vectors,
             content_items=self.content_items,
             content=self.content,
-            vector_width=self.vector_width,
+            vector_names=np.array(list(self.vector_widths), dtype="U"),
+            vector_widths=np.array(list(self.vector_widths.values()), dtype=np.int64),
             aligner_content=np.array(self.aligner_content, dtype="U"),
         )
 
@@ -85,7 +87,7 @@ class Fitted:
                 saved["pair_vectors"],
                 saved["content_items"],
                 saved["content"],
-                int(saved["vector_width"]),
+                dict(zip(saved["vector_names"].tolist(), saved["vector_widths"].tolist(), strict=True)),
                 load_aligner(path.with_name(ALIGNER)) if "aligned" in sources else None,
                 tuple(saved["aligner_content"].tolist()) if "aligned" in sources else (),
             )
@@ -114,9 +116,6 @@ def fit_parts(
 ) -> Fitted:
     """Fits what depends on the catalogue alone. `pairs` are items (int64 [P], sorted) and vectors (float32 [P, W])."""
     reads = {*sources, *aligner_content}
-    widths = {len(v) for v in day.items.column("vector").to_pylist() if v is not None} if "vector" in reads else {0}
-    if len(widths) > 1:
-        raise ContractViolation(f"Table items holds vectors of {sorted(widths)} dimensions; give all the same width.")
     return Fitted(
         sources,
         components,
@@ -124,7 +123,7 @@ def fit_parts(
         *pairs,
         content_items=np.zeros(0, np.int64),
         content=np.zeros((0, 0), np.float32),
-        vector_width=widths.pop(),
+        vector_widths=widths_of(day.items) if "vector" in reads else {},
         aligner_content=aligner_content,
     )
 
@@ -174,7 +173,15 @@ def aligned_block(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> np.nd
 def aligner_blocks(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> list[np.ndarray]:
     """What the aligner reads: float32 [N, W] a block, rows of length 1, zero where the item has nothing of it."""
     width = settings.aligned.attributes_width
-    return [normalised(content_block(s, day, fitted, width, settings.seed)) for s in fitted.aligner_content]
+    blocks: list[np.ndarray] = []
+    for source in fitted.aligner_content:
+        own = source == "vector"
+        blocks += (
+            own_vectors(day.items, fitted.vector_widths)
+            if own
+            else [content_block(source, day, fitted, width, settings.seed)]
+        )
+    return [normalised(block) for block in blocks]
 
 
 def content_block(source: str, day: DayItems, fitted: Fitted, attributes_width: int, seed: int) -> np.ndarray:
@@ -182,7 +189,7 @@ def content_block(source: str, day: DayItems, fitted: Fitted, attributes_width: 
     if source == "attributes":
         return attribute_vectors(day.items, fitted.tokens, attributes_width, seed)
     if source == "vector":
-        return _own_vectors(day.items, fitted.vector_width)
+        return np.concatenate(own_vectors(day.items, fitted.vector_widths), axis=1)
     values = np.zeros((len(day.items), fitted.components.axes.shape[1]), np.float32)
     if len(day.text):
         values[day.has_title] = fitted.components.project(day.text)
@@ -234,16 +241,35 @@ def _weighted(vectors: np.ndarray, source: str, settings: EmbedConfig) -> np.nda
     return normalised(vectors) * np.float32(weights[source])
 
 
-def _own_vectors(items: pa.Table, width: int) -> np.ndarray:
-    vectors = np.zeros((len(items), width), np.float32)
-    for row, vector in enumerate(items.column("vector").to_pylist()):
-        if vector is None:
-            continue
-        if len(vector) != width:
-            item = items.column("item_id")[row]
-            raise ContractViolation(f"Item {item} has a vector of {len(vector)} dimensions, others have {width}.")
-        vectors[row] = vector
-    return vectors
+def widths_of(items: pa.Table) -> dict[str, int]:
+    """Dimensions of each of the source's own vectors, by name. Raises ContractViolation where one has several."""
+    named = items.column("vectors").combine_chunks().flatten()
+    found: dict[str, int] = {}
+    for name in sorted(pc.unique(named.field("name")).to_pylist()):
+        values = named.field("values").filter(pc.equal(named.field("name"), name))
+        widths = pc.unique(pc.list_value_length(values)).to_pylist()
+        if len(widths) > 1:
+            raise ContractViolation(f"Table items holds {name!r} of {sorted(widths)} dimensions; give all the same width.")
+        (found[name],) = widths
+    return found
+
+
+def own_vectors(items: pa.Table, widths: Mapping[str, int]) -> list[np.ndarray]:
+    """float32 [N, W] for each name that the fit knows, rows of length 1, zero where the item lacks it."""
+    lists = items.column("vectors").combine_chunks()
+    named, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
+    blocks = []
+    for name, width in widths.items():
+        mine = pc.equal(named.field("name"), name)
+        values, places = named.field("values").filter(mine), rows[mine.to_numpy(zero_copy_only=False)]
+        wrong = np.flatnonzero(pc.list_value_length(values).to_numpy() != width)
+        if len(wrong):
+            item, found = items.column("item_id")[places[wrong[0]]], len(values[wrong[0]])
+            raise ContractViolation(f"Item {item} has a vector {name!r} of {found} dimensions, others have {width}.")
+        block = np.zeros((len(items), width), np.float32)
+        block[places] = normalised(values.flatten().to_numpy().reshape(-1, width))
+        blocks.append(block)
+    return blocks
 
 
 def _side_by_side(blocks: Mapping[str, np.ndarray], rows: int) -> np.ndarray:

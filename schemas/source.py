@@ -56,7 +56,6 @@ class ItemColumns:
     title: str | None = None
     duration_ms: str | None = None
     upload_date: str | None = None
-    vector: str | None = None
     withdrawn: str | None = None
 
 
@@ -65,6 +64,9 @@ class ItemMapping:
     columns: ItemColumns
     files: str = field(metadata={"resource": True})  # a pattern below source.path
     attributes: tuple[str, ...] = ()  # columns kept as 'name=value'
+    vectors: tuple[
+        str, ...
+    ] = ()  # columns of ready-made vectors (of the image, of frames, of the sound), each of one width
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ IMPRESSIONS = Table(
     },
 )
 
+NAMED_VECTOR = pa.struct([("name", pa.string()), ("values", pa.list_(pa.float32()))])
+
 ITEMS = Table(
     "items",
     "an item's attributes from `date` on, until a newer row of the item; read the newest row at or before a day",
@@ -111,7 +113,9 @@ ITEMS = Table(
             column("duration_ms", pa.int64(), "length in milliseconds"),
             column("upload_date", pa.date32(), "the day on which the item appeared"),
             required("attributes", pa.list_(pa.string()), "further categorical attributes as 'name=value'"),
-            column("vector", pa.list_(pa.float32()), "ready-made content vector"),
+            column(
+                "vectors", pa.list_(NAMED_VECTOR), "ready-made content vectors by the name of their column in the source"
+            ),
             column("withdrawn", pa.date32(), "the day from which the item must not be recommended"),
         ]
     ),

@@ -74,7 +74,10 @@ REASONS = {place + 1: reason for place, (_, reason) in enumerate(CHANGES) if rea
 
 def config_of(folder: Path, log: str = "**/events*", catalogues: bool = True, **settings: Any) -> Config:
     items = ItemMapping(
-        ItemColumns(item_id="sku", title="name", tags="kind", vector="vec", withdrawn="gone"), "catalogue.csv", ("colour",)
+        ItemColumns(item_id="sku", title="name", tags="kind", withdrawn="gone"),
+        "catalogue.csv",
+        ("colour",),
+        ("vec", "sound"),
     )
     users = UserMapping(UserColumns(user_id="uid"), "people.parquet", ("country",))
     both = {"items": items, "users": users} if catalogues else {}
@@ -101,11 +104,11 @@ def write_parquet(path: Path, columns: dict[str, pa.Array]) -> None:
 
 
 def write_catalogues(folder: Path) -> None:
-    names = ("sku", "name", "kind", "vec", "gone", "colour")
+    names = ("sku", "name", "kind", "vec", "sound", "gone", "colour")
     rows = [
-        ("7", 'Boots "Alp", brown', "shoes|winter|shoes", "0.5 1", "", "brown"),
-        ("shoe, red", "Pumps", "", "", "2026-03-01", ""),
-        ("bad", "Broken", "", "0.5 one", "", ""),
+        ("7", 'Boots "Alp", brown', "shoes|winter|shoes", "0.5 1", "1 2 3", "", "brown"),
+        ("shoe, red", "Pumps", "", "", "", "2026-03-01", ""),
+        ("bad", "Broken", "", "0.5 one", "1 2 3", "", ""),
     ]
     items = [dict(zip(names, row, strict=True)) for row in rows]
     write_csv(folder / "catalogue.csv", items)

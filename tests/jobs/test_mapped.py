@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import Row
 from pyspark.sql import functions as F
 
 from jobs import tables
@@ -56,6 +57,10 @@ def test_every_row_is_kept_or_refused_with_its_reason(spark, made):
     assert found["catalogue.csv", 3].reason == "vec is not a list of numbers" and len(found) == 2 * len(own.REASONS) + 2
 
 
+def vectors_of(item: Row) -> dict[str, list[float]]:
+    return {vector.name: vector["values"] for vector in item.vectors}
+
+
 def test_values_mean_the_same_in_both_formats(spark, made):
     _, lake, _, _ = made
     users = {r.source_id or str(r.user_id): r for r in tables.read(spark, lake, "users").collect()}
@@ -65,8 +70,12 @@ def test_values_mean_the_same_in_both_formats(spark, made):
     assert set(items) == {"7", "shoe, red", "8", *(str(100 + place) for place in (1, 2, 3, 5)), "10", "100"} - {"bad"}
     assert users["anna"].attributes == ["country=DE"] and users["nobody"].attributes == users["bob"].attributes == []
     boots, pumps = items["7"], items["shoe, red"]
-    assert boots.title == 'Boots "Alp", brown' and boots.tags == ["shoes", "winter"] and boots.vector == [0.5, 1.0]
-    assert boots.attributes == ["colour=brown"] and boots.withdrawn is None and pumps.vector is None
+    assert (
+        boots.title == 'Boots "Alp", brown'
+        and boots.tags == ["shoes", "winter"]
+        and vectors_of(boots) == {"vec": [0.5, 1.0], "sound": [1, 2, 3]}
+    )
+    assert boots.attributes == ["colour=brown"] and boots.withdrawn is None and pumps.vectors is None
     assert pumps.withdrawn == datetime.date(2026, 3, 1) and pumps.tags == []
 
     rows = tables.read(spark, lake, "impressions").withColumn("us", F.unix_micros("ts")).collect()

@@ -133,12 +133,34 @@ def test_sources_without_data_are_left_out_and_said(lake: Lake, engines: Engines
         embed.run(context("embed", lake, engines, Config(embed=only)))
 
 
+def test_own_vectors_stand_side_by_side(lake: Lake, engines: Engines) -> None:
+    """Each of length 1 before the whole is; an item may lack one; a name that the fit does not know is left out."""
+    image, sound, later = (
+        {"name": n, "values": v} for n, v in (("image", [3.0, 4.0]), ("sound", [0.0, 9.0]), ("later", [1.0]))
+    )
+    new = catalogue()[-1]["item_id"]
+    given = {0: [sound, image], 1: [image], 2: [sound], new: [image, later]}
+    small_lake(lake, items=[row | {"vectors": given.get(row["item_id"])} for row in catalogue()])
+    embed.run(context("embed", lake, engines, Config(embed=EmbedConfig(sources=("vector",), weights=(2.0,)))))
+    found = {item: vector for (item, _), vector in vectors_of(lake).items()}
+    half = np.sqrt(2.0)  # of a length of 2, in each of two blocks
+    wanted = {
+        0: (0.6 * half, 0.8 * half, 0, half),
+        1: (1.2, 1.6, 0, 0),
+        2: (0, 0, 0, 2),
+        3: (0, 0, 0, 0),
+        new: (1.2, 1.6, 0, 0),
+    }
+    for item, vector in wanted.items():
+        np.testing.assert_allclose(found[item], vector, rtol=1e-6)
+
+
 def test_own_vectors_of_another_width_are_refused(lake: Lake, engines: Engines) -> None:
-    rows = [row | {"vector": [1.0, 2.0]} for row in catalogue()]
-    rows[-1]["vector"] = [1.0]
+    rows = [row | {"vectors": [{"name": "image", "values": [1.0, 2.0]}]} for row in catalogue()]
+    rows[-1]["vectors"] = [{"name": "image", "values": [1.0]}]
     small_lake(lake, items=rows)
     settings = EmbedConfig(sources=("vector",), weights=(2.0,))
-    with pytest.raises(ContractViolation, match="1 dimensions, others have 2"):
+    with pytest.raises(ContractViolation, match="'image' of 1 dimensions, others have 2"):
         embed.run(context("embed", lake, engines, Config(embed=settings)))
 
 

@@ -149,10 +149,11 @@ def test_missing_content_degrades(lake: Lake, engines: Engines) -> None:
     bare = {"author_id": None, "tags": [], "attributes": [], "duration_ms": None}
     rows = catalogue()
     for row in rows:
-        row["vector"] = np.eye(6)[topic_of(row["item_id"])].tolist()
+        image, sound = np.eye(6)[topic_of(row["item_id"])].tolist(), [float(row["item_id"]), 1.0]
+        row["vectors"] = [{"name": "image", "values": image}, {"name": "sound", "values": sound}][: 1 + row["item_id"] % 2]
     rows[1] |= bare
-    rows[2]["vector"] = None
-    rows[3] |= bare | {"vector": None}
+    rows[2]["vectors"] = None
+    rows[3] |= bare | {"vectors": None}
     small_lake(lake, items=rows)
     result = embed.run(context("embed", lake, engines, with_sources("aligned")))
     assert result.notes == ["The aligner does without text: no item has a title."]
@@ -163,6 +164,7 @@ def test_missing_content_degrades(lake: Lake, engines: Engines) -> None:
     assert set(np.round(list(lengths.values()), 4)) == {1.0}
     fitted = Fitted.load(next((lake.home / "_artifacts" / "embed").glob("*/fitted.npz")))
     assert fitted.aligner_content == ("attributes", "vector")
+    assert fitted.aligner is not None and fitted.aligner.widths[1:] == (6, 2)  # a block each
     others = np.array([i for i in range(4, 120) if i not in (1, 2)])
     for item in (1, 2):
         nearest = others[(normalised(np.stack([found[i] for i in others])) @ found[item]).argmax()]

@@ -43,7 +43,7 @@ def test_a_source_that_serves_has_no_errors_and_tells_its_days(folder: Path) -> 
     found = list(check(own.config_of(folder)))
     assert [f for f in found if f.level == "error"] == []
     assert Finding("note", "log: 1 file(s), 20 rows looked at, 1 day(s) from 2026-01-02 to 2026-01-02") in found
-    unread = "column 'vec' (source.items.columns.vector): 1 of 2 values cannot be read, '0.5 one' is one"
+    unread = "column 'vec' (source.items.vectors): 1 of 2 values cannot be read, '0.5 one' is one"
     assert Finding("warning", unread) in found
 
 
@@ -69,7 +69,7 @@ def test_a_source_that_serves_has_no_errors_and_tells_its_days(folder: Path) -> 
 )
 def test_what_is_wrong_is_said_with_the_key(folder: Path, change: dict[str, str], level: str, words: str) -> None:
     own.write_csv(folder / "events_1.csv", [own.GOOD | change] * 20)
-    own.write_csv(folder / "catalogue.csv", [dict.fromkeys(("sku", "name", "kind", "vec", "gone", "colour"), "1")])
+    own.write_csv(folder / "catalogue.csv", [dict.fromkeys(("sku", "name", "kind", "vec", "sound", "gone", "colour"), "1")])
     assert any(words in text for text in findings(own.config_of(folder), level))
 
 
@@ -135,7 +135,7 @@ def test_the_command_ends_with_0_or_2_and_writes_nothing(folder: Path, capsys: p
 
 def test_the_check_reads_a_value_as_ingest_does(spark: Any) -> None:
     """Every kind of field over every text: refused by both, or read by both."""
-    fields = ("user_id", "ts", "play_ms", "rating", "click", "vector", "behaviour_log_probs", "upload_date")
+    fields = ("user_id", "ts", "play_ms", "rating", "click", "vector image", "behaviour_log_probs", "upload_date")
     frame = spark.createDataFrame([(text,) for text in TEXTS], "text string")
     for unit, ids in (("auto", "auto"), ("s", "integer")):
         source = SourceConfig(ts_unit=unit, ids=ids)
@@ -147,7 +147,7 @@ def test_the_check_reads_a_value_as_ingest_does(spark: Any) -> None:
             "play_ms": milliseconds(given["play_ms"], "ms"),
             "rating": number(given["rating"]),
             "click": flag(given["click"]),
-            "vector": floats(given["vector"]),
+            "vector image": floats(given["vector image"]),
             "behaviour_log_probs": floats(given["behaviour_log_probs"], ROUNDING),
             "upload_date": day(given["upload_date"], source),
         }

@@ -1,4 +1,4 @@
-"""RQ-Kmeans beside the same chain of K-means by others, and codes of a table that is larger than the memory.
+"""RQ-Kmeans beside the same chain of K-means by others, codes of a table that is larger than the memory, encoded titles.
 
 `fit`: three levels of K codes, 10 iterations each. All systems get the same float32 vectors, one thread a process, and at
 each level first centroids by our rule on their own residuals; for the others these are made before the clock starts, for
@@ -8,12 +8,14 @@ start (interpreters, imports, rendezvous) stands apart. faiss is a chain of `fai
 
 seconds  wall time of fit, last assignment and residuals; `cpu` is that of all processes
 peak     MiB of the whole processes, imports and vectors among them
-loss     sum of squared distances that each level leaves, in float64, by the first of our rows for the same size
+losses   sum of squared distances that each level leaves, in float64, by the first of our rows for the same size
 bits     the first letters of a hash of all centroids and codes: alike for any number of our workers
 
 Vectors: 64 topics by Zipf's law (exponent 1.3) with normal centres, 1,024 themes of half their spread, evenly, and noise
 of 0.3: topic + theme + noise. `assign a streamed table` writes such vectors as Parquet, then encodes them batch by batch
-with 3 x 256 codes in a process whose private memory is limited to 2 GiB.
+with 3 x 256 codes in a process whose private memory is limited to 2 GiB. `encode titles` gives made-up titles of 2 to 30
+words to the encoder stage, whose actors start within its time (told apart, as that of one title), and to the same model
+in this process, loaded before.
 
     python -m benchmarks.tokenizer [--fresh]
 
@@ -50,18 +52,21 @@ from model.nearest import label_distances  # noqa: E402
 from model.reduction import Alone, reducer_of_process  # noqa: E402
 from model.rq_kmeans import Codebook, encode, fit  # noqa: E402
 from model.seeding import seed_centroids  # noqa: E402
-from schemas.config import TokenizeConfig  # noqa: E402
+from pipelines.engines import Engines  # noqa: E402
+from pipelines.text_encoder import encode_days, encoder_source  # noqa: E402
+from schemas.config import EmbedConfig, ResourceConfig, TokenizeConfig  # noqa: E402
 
 OUT = Path(__file__).resolve().parent / "out" / "tokenizer.jsonl"
 LEVELS, ITERATIONS = 3, 10
 BLOCK = 50_000  # rows that are drawn together
 ELKAN_CELLS = 3 * 10**8  # rows times codes
 LIMIT = 2 * 2**30
-STREAM, FIT = "assign a streamed table", "fit"
+STREAM, FIT, ENCODE = "assign a streamed table", "fit", "encode titles"
 SMALL = [(10**5, 64, 256), (10**5, 64, 1_024), (10**5, 256, 256), (3 * 10**5, 64, 256), (3 * 10**5, 64, 1_024)]
 WHOLE = [
     (n, d, k) for n in (10**5, 3 * 10**5, 10**6) for d in (64, 256) for k in (256, 1_024, 8_192) if k < 8_192 or n == 10**5
 ]
+TITLES = {"0": 4_000, "1": 40_000}
 STREAMED = {"0": 10**6, "1": 6 * 10**9 // 256}  # rows of 64 dimensions
 Fitted = tuple[list[np.ndarray], np.ndarray]  # centroids of each level, codes [N, L]
 KMeans = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # vectors, first centroids: centroids, labels
@@ -112,6 +117,7 @@ PEERS: dict[str, Callable[[], KMeans]] = {
     "scikit-learn elkan": lambda: by_sklearn("elkan"),
     "scikit-learn minibatch": lambda: by_minibatches,
 }
+ENCODER, ENCODER_PEER = "lazyrec, actors", "sentence-transformers, 1 thread"
 OURS = {"lazyrec, 1 worker": 1, "lazyrec, 2 workers": 2}
 
 
@@ -210,6 +216,39 @@ def stream(path: str) -> dict[str, float]:
     return taken | {"rows": rows, "peak_mib": peak_mib(), "peak_before_mib": before}
 
 
+def titles(count: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    words = [
+        f"{a}{b}"
+        for a in ("sun", "river", "stone", "cloud", "ember", "moss")
+        for b in ("song", "fall", "light", "ways", "gate")
+    ]
+    return [" ".join(rng.choice(words, rng.integers(2, 31))) for _ in range(count)]
+
+
+def encode_cell(system: str, count: int) -> dict[str, Any]:
+    texts, settings = titles(count), EmbedConfig()
+    source = encoder_source(settings.encoder)
+    if source is None:
+        raise SystemExit("The extra `text` is not installed; run make setup.")
+    if system == ENCODER_PEER:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(source)
+        model.max_seq_length = settings.text_length
+        started = time.perf_counter()
+        model.encode(texts, batch_size=settings.text_batch, show_progress_bar=False)
+        return {"seconds": time.perf_counter() - started, "startup_seconds": 0.0}
+    engines = Engines(ResourceConfig())
+    ray, taken = engines.ray(), []
+    for part in (texts[:1], texts):
+        started = time.perf_counter()
+        encode_days(ray, [part], source, settings)
+        taken.append(time.perf_counter() - started)
+    engines.stop()
+    return {"startup_seconds": taken[0], "seconds": taken[1]}
+
+
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -220,25 +259,36 @@ def cells(full: str) -> Iterator[tuple[str, dict[str, int], str]]:
         for system in (*OURS, *PEERS):
             if system != "scikit-learn elkan" or rows * codes <= ELKAN_CELLS:
                 yield FIT, {"rows": rows, "dimensions": width, "codes": codes}, system
+    for system in (ENCODER, ENCODER_PEER):
+        yield ENCODE, {"titles": TITLES[full]}, system
     yield STREAM, {"rows": STREAMED[full], "dimensions": 64, "codes": 256}, "lazyrec, 1 worker"
 
 
 def measure(work: str, size: dict[str, int], system: str) -> dict[str, Any]:
-    found = stream_cell(size["rows"]) if work == STREAM else fit_cell(system, *size.values())
+    by_work = {STREAM: lambda: stream_cell(size["rows"]), ENCODE: lambda: encode_cell(system, size["titles"])}
+    found = by_work.get(work, lambda: fit_cell(system, *size.values()))()
     return {"work": work, "size": size, "system": system, **found}
 
 
 def print_tables(rows: list[dict[str, Any]]) -> None:
-    base = {json.dumps(row["size"]): row["inertia"] for row in rows[::-1] if row["work"] == FIT and row["system"] in OURS}
-    print("| rows | dimensions | codes | system | seconds | cpu, s | start, s | peak, MiB | loss of levels 1 to 3 | bits |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in (row for row in rows if row["work"] == FIT):
+    fits = [row for row in rows if row["work"] == FIT]
+    base = {json.dumps(row["size"]): row["inertia"] for row in fits[::-1] if row["system"] in OURS}
+    faiss_seconds = {json.dumps(row["size"]): row["seconds"] for row in fits if row["system"] == "faiss"}
+    head = "rows | dimensions | codes | system | seconds | of faiss | cpu, s | start, s | peak, MiB | losses | bits"
+    print(f"| {head} |\n{'|---' * 11}|")
+    for row in fits:
         ours = base.get(json.dumps(row["size"]), row["inertia"])
         loss = " / ".join(f"{value / own:.4f}" for value, own in zip(row["inertia"], ours, strict=True))
         size = " | ".join(f"{value:,}" for value in row["size"].values())
         start = f"{row['startup_seconds']:.1f}" if row["system"] in OURS else ""
-        taken = f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {start} | {row['peak_mib']:.0f}"
+        share = row["seconds"] / faiss_seconds.get(json.dumps(row["size"]), float("nan"))
+        taken = f"{row['seconds']:.1f} | {share:.2f} | {row['cpu_seconds']:.1f} | {start} | {row['peak_mib']:.0f}"
         print(f"| {size} | {row['system']} | {taken} | {loss} | {row['bits']} |")
+    for row in (row for row in rows if row["work"] == ENCODE):
+        count, net = row["size"]["titles"], row["seconds"] - row["startup_seconds"]
+        print(
+            f"\n{ENCODE}, {row['system']}: {count:,} in {row['seconds']:.1f} s, {count / net:.0f} a second after the start."
+        )
     for row in (row for row in rows if row["work"] == STREAM):
         print(
             f"\n{STREAM}: {row['rows']:,} rows ({row['table_mib']:,.0f} MiB) in {row['seconds']:.1f} s, "

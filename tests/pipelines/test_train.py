@@ -168,7 +168,7 @@ def test_workers_share_a_batch_without_loss_or_repetition() -> None:
         assert sorted(map(str, rows)) == sorted(map(str, as_rows(requests)))
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a second worker costs Ray over a minute of two cores
 def test_two_workers_train_like_one(small_lake, ray_module, tmp_path) -> None:
     """Without dropout the gradient of a batch is the same sum, in another order of additions."""
     config = with_train(epochs=1, checkpoint_steps=100)

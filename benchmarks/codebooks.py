@@ -44,7 +44,7 @@ import numpy as np
 import torch
 
 from benchmarks.lakes import prepare
-from model.codebook_metrics import collisions, hourglass, level_use, prefix_labels, purity, rebuilt, reconstruction
+from model.codebook_metrics import collisions, hourglass, level_uses, prefix_labels, purity, rebuilt, reconstruction
 from model.rq_kmeans import fit
 from model.rq_vae import RqVaeSize, train_rq_vae
 from pipelines.codebook_report import tags_of
@@ -142,9 +142,9 @@ def items_of(lake: Lake, fit_day: datetime.date) -> Items:
     return Items(torch.tensor(ids), torch.tensor(matrix_of(rows.column("vector"))), *tags_of(lake, ids))
 
 
-def measure(items: Items, coded: Coded, k: int) -> dict[str, float]:
+def measure(items: Items, coded: Coded, sizes: tuple[int, ...]) -> dict[str, float]:
     lost = reconstruction(items.x_ND, coded.rebuilt_ND)
-    uses, shared = [level_use(codes_N, k) for codes_N in coded.codes_NL.unbind(1)], collisions(coded.codes_NL)
+    uses, shared = level_uses(coded.codes_NL, sizes), collisions(coded.codes_NL)
     row: dict[str, float] = {"reconstruction_loss": lost.loss, "variance_left": lost.relative}
     for level, use in enumerate(uses, 1):
         row |= {f"utilisation_{level}": use.utilisation, f"entropy_nats_{level}": use.entropy, f"gini_{level}": use.gini}
@@ -165,7 +165,7 @@ def cell(system: str, items: Items, settings: TokenizeConfig, seconds: float) ->
     started = time.monotonic()
     coded = make(items, settings)
     seconds = time.monotonic() - started
-    return measure(items, coded, settings.sizes[0]) | {"seconds": seconds}
+    return measure(items, coded, settings.sizes) | {"seconds": seconds}
 
 
 def cells(lakes: Path, seeds: int, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -108,6 +108,11 @@ def level_use(codes_N: Tensor, k: int) -> LevelUse:
     return LevelUse(used, float(entropy), float(entropy.exp()), gini_of(counts_K), int(top) / len(codes_N))
 
 
+def level_uses(codes_NL: Tensor, sizes: Sequence[int]) -> list[LevelUse]:
+    """For each level of `codes_NL`, of `sizes` codes a level; at least one item."""
+    return [level_use(codes_N, size) for codes_N, size in zip(codes_NL.unbind(1), sizes, strict=True)]
+
+
 def collisions(codes_NL: Tensor) -> Collisions:
     """`codes_NL` [N, L], at least one item."""
     counts = torch.bincount(prefix_labels(codes_NL)[-1])

@@ -26,7 +26,7 @@ from model.codebook_metrics import (
     Reconstruction,
     collisions,
     hourglass,
-    level_use,
+    level_uses,
     prefix_labels,
     prefix_use,
     purity,
@@ -87,7 +87,7 @@ def codebook_metrics(codes: np.ndarray, sizes: Sequence[int]) -> dict[str, float
     """Use of every level (from 1 on), items a prefix, collisions and the hourglass; `codes` int32 [N, L], of
     `sizes` codes a level."""
     codes_NL = torch.from_numpy(codes)
-    uses = [level_use(level_N, size) for level_N, size in zip(codes_NL.unbind(1), sizes, strict=True)]
+    uses = level_uses(codes_NL, sizes)
     waist = hourglass(uses)
     metrics = {f"{name}_level_{level}": value for level, use in enumerate(uses, 1) for name, value in asdict(use).items()}
     for level, prefix in enumerate(prefix_use(codes_NL, sizes), 1):
@@ -123,7 +123,7 @@ def fit_metrics(lake: Lake, version: str) -> dict[str, float]:
 def codebook_figures(codes: np.ndarray, sizes: Sequence[int]) -> dict[str, Figure]:
     """What stage `tokenize` draws of its codes."""
     codes_NL = torch.from_numpy(codes)
-    entropies = [level_use(level_N, size).entropy for level_N, size in zip(codes_NL.unbind(1), sizes, strict=True)]
+    entropies = [use.entropy for use in level_uses(codes_NL, sizes)]
     conditional = [(use.conditional_entropy, use.conditional_ceiling) for use in prefix_use(codes_NL, sizes)]
     items = [torch.bincount(labels_N).numpy() for labels_N in prefix_labels(codes_NL)]
     return {
@@ -141,11 +141,7 @@ def quality(lake: Lake) -> tuple[Quality, dict[str, Figure]] | None:
     codebook = load_codebook(lake, coded.version)
     pure = purity_by_level(lake, coded)
     fitted, later = reconstructions(lake, coded, codebook)
-    levels_N = coded.codes_NL.unbind(1)
-    uses, prefixes = (
-        [level_use(level_N, size) for level_N, size in zip(levels_N, codebook.sizes, strict=True)],
-        prefix_use(coded.codes_NL, codebook.sizes),
-    )
+    uses, prefixes = level_uses(coded.codes_NL, codebook.sizes), prefix_use(coded.codes_NL, codebook.sizes)
     levels = [Level(*row) for row in zip(uses, prefixes, pure, fitted, strict=True)]
     waist, ceiling = hourglass(uses), float(np.log(codebook.codes))
     figures = codebook_figures(coded.codes_NL.numpy(), codebook.sizes)

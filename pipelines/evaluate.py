@@ -25,7 +25,7 @@ from pipelines.baselines import FITS, Fitted, Fitting, System
 from pipelines.bundle import build_trie
 from pipelines.candidates import model_folder
 from pipelines.catalogue import Catalogue, load_catalogue
-from pipelines.checkpoints import load_model
+from pipelines.checkpoints import load_model, refuse_other_codebook
 from pipelines.evaluation_data import EvaluationData
 from pipelines.example_roles import load_roles
 from pipelines.item_fields import item_table
@@ -118,14 +118,9 @@ def fit_baselines(fitting: Fitting) -> dict[str, Fitted]:
 
 def load_ranker(context: StageContext, catalogue: Catalogue) -> Ranker:
     """The trained decoder over the catalogue of the evaluation. Raises ContractViolation for another codebook's model."""
-    identity = context.plan.artifact("align")
-    decoder, description = load_model(model_folder(context.lake, identity))
-    trained_on = description.get("codebook_version")
-    if trained_on != catalogue.codebook_version:
-        raise ContractViolation(
-            f"The model {identity} was trained on codebook {trained_on}, but table semantic_ids version "
-            f"{context.pins['semantic_ids']} holds codebook {catalogue.codebook_version}; run stage train again."
-        )
+    folder = model_folder(context.lake, context.plan.artifact("align"))
+    decoder, description = load_model(folder)
+    refuse_other_codebook(folder, description, catalogue.codebook_version)
     items = item_table(
         context.lake,
         context.pins["items"],

@@ -8,7 +8,7 @@ are paired. They know nothing of seeds, so a difference counts where it is beyon
     python -m benchmarks.semantic_ids --config conf/kuairand.yaml [--set KEY=VALUE] [--fresh]
 
 Choices are made on the validation days (`validation`); the test days are there to read. Rows are kept as they come in
-benchmarks/out/semantic_ids, one file a work and system, and the next start continues after them.
+benchmarks/out/semantic_ids, one file a work and system, and the next start continues after those of the same settings.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from schemas.calendar import Calendar
 from schemas.config import Config
 from schemas.feedback import mask_of
 from schemas.lake import Lake, lake_of
-from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE, TRAIN
-from schemas.loader import load_config
+from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE, TRAIN, digest
+from schemas.loader import load_config, to_mapping
 
 OUT = Path(__file__).resolve().parent / "out" / "semantic_ids"
 CUTOFF, RESAMPLES, CONFIDENCE = 10, 1000, 0.95
@@ -119,6 +119,14 @@ def ranks(config: Config, calendar: Calendar, lake: Lake, model: str) -> dict[st
     return found
 
 
+def kept(file: Path, settings: str) -> dict[str, np.ndarray] | None:
+    """The row in `file`, if it was measured with these settings."""
+    if not file.is_file():
+        return None
+    with np.load(file) as saved:
+        return dict(saved) if str(saved["settings"]) == settings else None
+
+
 def table(rows: dict[str, dict[str, np.ndarray]], role: Role) -> Iterator[str]:
     """The lines of one role's table, in Markdown."""
     own = rows[OWN][role]
@@ -155,10 +163,10 @@ def main() -> None:
         if options.only and system not in (OWN, *options.only):
             continue
         file = OUT / f"{config.name}-{system.replace(': ', '-').replace(', ', '-').replace(' ', '_')}.npz"
-        if options.fresh or not file.is_file():
-            np.savez(file, allow_pickle=False, **measured(change(config), calendar))
-        with np.load(file) as saved:
-            rows[system] = dict(saved)
+        settings = digest(to_mapping(change(config), identity=True))
+        if options.fresh or kept(file, settings) is None:
+            np.savez(file, allow_pickle=False, settings=np.array(settings), **measured(change(config), calendar))
+        rows[system] = kept(file, settings) or {}
         print(f"\n{config.name}, {system}", flush=True)
         for role in ROLES:
             print("\n".join(["", *table(rows, role)]), flush=True)

@@ -164,9 +164,11 @@ def main() -> None:
             continue
         file = OUT / f"{config.name}-{system.replace(': ', '-').replace(', ', '-').replace(' ', '_')}.npz"
         settings = digest(to_mapping(change(config), identity=True))
-        if options.fresh or kept(file, settings) is None:
-            np.savez(file, allow_pickle=False, settings=np.array(settings), **measured(change(config), calendar))
-        rows[system] = kept(file, settings) or {}
+        row = None if options.fresh else kept(file, settings)
+        if row is None:
+            row = measured(change(config), calendar) | {"settings": np.array(settings)}
+            np.savez(file, allow_pickle=False, **row)
+        rows[system] = row
         print(f"\n{config.name}, {system}", flush=True)
         for role in ROLES:
             print("\n".join(["", *table(rows, role)]), flush=True)

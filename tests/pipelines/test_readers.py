@@ -33,6 +33,8 @@ REALS = (0.0, -0.0, 1.0, 0.5, -1.5, 1e-3, 3e38, -3e38, float("nan"), float("inf"
 def value_of(dtype: pa.DataType, rng: random.Random, length: int) -> Any:
     if pa.types.is_list(dtype):
         return [value_of(dtype.value_type, rng, length) for _ in range(max(0, length + rng.choice((0, 0, 0, 0, 1))))]
+    if pa.types.is_struct(dtype):
+        return {part.name: value_of(part.type, rng, length) for part in dtype}
     if pa.types.is_integer(dtype):
         limit = 2 ** (dtype.bit_width - 1)
         return rng.choice((0, 1, 7, limit - 1, rng.randrange(limit), rng.randrange(limit), -1, -limit))
@@ -74,7 +76,9 @@ def plain(value: Any) -> Any:
         return value.hex()
     if isinstance(value, datetime.datetime):
         return value.astimezone(datetime.UTC)
-    return tuple(map(plain, value)) if isinstance(value, list) else value
+    if isinstance(value, dict):
+        return plain(list(value.values()))
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def row_set(rows: list[dict[str, Any]], table: Table) -> Counter[tuple[Any, ...]]:
@@ -82,10 +86,14 @@ def row_set(rows: list[dict[str, Any]], table: Table) -> Counter[tuple[Any, ...]
 
 
 def types_of(schema: pa.Schema) -> dict[str, str]:
-    """By column, whatever the elements of its lists are called."""
-    return {
-        field.name: str(pa.list_(field.type.value_type) if pa.types.is_list(field.type) else field.type) for field in schema
-    }
+    return {field.name: str(plain_type(field.type)) for field in schema}
+
+
+def plain_type(dtype: pa.DataType) -> pa.DataType:
+    """Whatever the elements of its lists are called, and whether parts of a struct may be null."""
+    if pa.types.is_list(dtype):
+        return pa.list_(plain_type(dtype.value_type))
+    return pa.struct([(part.name, plain_type(part.type)) for part in dtype]) if pa.types.is_struct(dtype) else dtype
 
 
 def spark_types(frame: DataFrame) -> dict[str, str]:

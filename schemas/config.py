@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from schemas.item_alignment import ItemAlignmentConfig
 from schemas.settings import check_bits, require, resource
@@ -208,6 +208,8 @@ class DriftConfig:
 class RqConfig:
     """RQ-Kmeans (OneRec-V1, section 2.1): levels of exact Lloyd on the residuals."""
 
+    KEY: ClassVar[str] = "codes.rq"  # the section that has these settings
+
     levels: int = 3
     codes: int | tuple[int, ...] = 256  # of every level, or one number a level
     iterations: int = 30
@@ -220,12 +222,12 @@ class RqConfig:
 
     def __post_init__(self) -> None:
         for name in ("levels", "iterations", "chunk"):
-            require(getattr(self, name) >= 1, f"{name} of tokenize or codes.rq", "must be at least 1")
+            require(getattr(self, name) >= 1, f"{self.KEY}.{name}", "must be at least 1")
         for name in ("tolerance", "balance_tolerance", "num_workers"):
-            require(getattr(self, name) >= 0, f"{name} of tokenize or codes.rq", "must be at least 0")
-        one_a_level = f"must be one number or {self.levels}, one a level"
-        require(len(self.sizes) == self.levels, "codes of tokenize or codes.rq", one_a_level)
-        require(min(self.sizes) >= 1, "codes of tokenize or codes.rq", "must be at least 1")
+            require(getattr(self, name) >= 0, f"{self.KEY}.{name}", "must be at least 0")
+        one_a_level = f"must be one number or {self.levels}, one a level ({self.KEY}.levels)"
+        require(len(self.sizes) == self.levels, f"{self.KEY}.codes", one_a_level)
+        require(min(self.sizes) >= 1, f"{self.KEY}.codes", "must be at least 1")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -236,6 +238,8 @@ class RqConfig:
 @dataclass(frozen=True)
 class TokenizeConfig(RqConfig):
     """Semantic ids by RQ-Kmeans. The paper leaves collisions open."""
+
+    KEY: ClassVar[str] = "tokenize"
 
     collisions: Literal["rank", "level", "nearest_free"] = "rank"  # of items that share codes, see pipelines/collisions.py
     drift: DriftConfig = field(default_factory=DriftConfig, metadata={"resource": True})

@@ -265,5 +265,5 @@ def test_residuals_subtract_the_centroid_of_the_balanced_code(balance: str) -> N
 
 
 def test_a_negative_tolerance_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"balance_tolerance of tokenize or codes.rq must be at least 0"):
+    with pytest.raises(ValueError, match=r"tokenize.balance_tolerance must be at least 0"):
         TokenizeConfig(balance_tolerance=-0.1)

@@ -14,7 +14,6 @@ benchmarks/out/semantic_ids, one file a work and system, and the next start cont
 from __future__ import annotations
 
 import argparse
-import datetime
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,24 +23,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lakes import prepare
-from model.ranker import Ranker
 from model.ranking_metrics import bootstrap_means, columns_of, estimates, target_ranks
-from pipelines.bundle import build_trie
-from pipelines.catalogue import Catalogue, load_catalogue
-from pipelines.checkpoints import load_model
 from pipelines.cli import overrides
-from pipelines.evaluation_data import EvaluationData
-from pipelines.example_roles import load_roles
-from pipelines.item_fields import item_table
+from pipelines.evaluate import evaluation_data, ranker_of
 from pipelines.progress import Progress
 from pipelines.run import run_steps, running
 from pipelines.split import Role
+from pipelines.stage import StageContext
 from pipelines.steps import Step
 from schemas.calendar import Calendar
 from schemas.config import Config
-from schemas.feedback import mask_of
-from schemas.lake import Lake, lake_of
-from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE, TRAIN, digest
+from schemas.lineage import EMBED, EVALUATE, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE, TRAIN, StagePlan, digest
 from schemas.loader import load_config, to_mapping
 
 OUT = Path(__file__).resolve().parent / "out" / "semantic_ids"
@@ -91,25 +83,22 @@ def measured(config: Config, calendar: Calendar) -> dict[str, np.ndarray]:
     with running(config, Progress()) as runner:
         outcomes = run_steps(runner, [Step(spec, calendar) for spec in (EMBED, TOKENIZE, TRAIN)], False)
         runner.engines.ray()
-        found = ranks(config, calendar, lake_of(config), outcomes[-1].identity)
+        lake = runner.lake
+        pins = {name: lake.version(name) or 0 for name in ("training_examples", "semantic_ids", "items")}
+        context = StageContext(config, lake, calendar, StagePlan(EVALUATE), runner.engines, pins, runner.progress.say)
+        found = ranks(context, lake.artifact("train", outcomes[-1].identity))
     return found | {"seconds": np.array(time.monotonic() - started)}
 
 
-def ranks(config: Config, calendar: Calendar, lake: Lake, model: str) -> dict[str, np.ndarray]:
-    decoder, _ = load_model(lake.artifact("train", model))
-    version, pins = lake.version("training_examples") or 0, {n: lake.version(n) or 0 for n in ("semantic_ids", "items")}
-    last: datetime.date = calendar.test[-1]
-    catalogue: Catalogue = load_catalogue(lake, pins["semantic_ids"], calendar.fit_day, last)
-    roles, mask = load_roles(lake, version, config, calendar), mask_of(config.targets.positive)
-    data = EvaluationData(lake, version, catalogue, roles, calendar, mask, config.evaluate.batch_requests)
-    table = item_table(lake, pins["items"], catalogue, decoder.config.hash_buckets, until=last)
-    ranker = Ranker(decoder, table, build_trie(catalogue))
+def ranks(context: StageContext, model: Path) -> dict[str, np.ndarray]:
+    settings, data = context.config.evaluate, evaluation_data(context)
+    catalogue, ranker = data.catalogue, ranker_of(context, model, data.catalogue)
     found: dict[str, np.ndarray] = {"shared": np.array((catalogue.ranks > 0).mean())}
     for role in ROLES:
         parts = []
         for requests in data.queries(role):
             rows = requests.target_rows()
-            ranked = ranker.rank(requests, CUTOFF, config.evaluate.beam, config.evaluate.mask_history)
+            ranked = ranker.rank(requests, CUTOFF, settings.beam, settings.mask_history)
             rank = target_ranks(ranked, rows, requests.target_items)
             parts.append(
                 [requests.user_ids[rows].numpy(), requests.ts_us[rows].numpy(), requests.target_items.numpy(), rank]

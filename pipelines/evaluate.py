@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,11 @@ def fit_baselines(fitting: Fitting) -> dict[str, Fitted]:
 
 def load_ranker(context: StageContext, catalogue: Catalogue) -> Ranker:
     """The trained decoder over the catalogue of the evaluation. Raises ContractViolation for another codebook's model."""
-    folder = model_folder(context.lake, context.plan.artifact("align"))
+    return ranker_of(context, model_folder(context.lake, context.plan.artifact("align")), catalogue)
+
+
+def ranker_of(context: StageContext, folder: Path, catalogue: Catalogue) -> Ranker:
+    """The decoder of a model's folder over the catalogue. Raises ContractViolation where it learned another codebook."""
     decoder, description = load_model(folder)
     refuse_other_codebook(folder, description, catalogue.codebook_version)
     items = item_table(

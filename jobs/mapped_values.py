@@ -26,7 +26,9 @@ from jobs.bounds import (
     TRUE,
 )
 from jobs.mapping import Cell, is_list, is_number, is_text
+from jobs.tables import spark_schema
 from schemas.source import SourceConfig
+from schemas.tables import ITEMS
 
 DIGITS = {16: 11, 32: 24, 64: 53}  # binary ones of a float, by its width
 MICROS = {"s": 1_000_000, "ms": 1000, "us": 1}
@@ -35,7 +37,7 @@ OFFSET = r"(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)$"
 # Spark reads names of zones too and +1:00: a time with what we do not know as its offset would be moved twice.
 TIMED = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]*( ?" + OFFSET[:-1] + ")?)?$"
 ZONED = r":[0-9]{2}.*" + OFFSET
-NAMED_VECTORS = "array<struct<name:string,values:array<float>>>"
+NAMED_VECTORS = spark_schema(ITEMS)["vectors"].dataType
 MOST = 3e38  # of a float; NaN and infinity lie above
 
 

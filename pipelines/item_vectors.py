@@ -158,7 +158,8 @@ def content_blocks(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> dict
             blocks[source] = _weighted(aligned_block(day, fitted, settings), source, settings)
         elif source != "pairs":
             width = settings.attributes_width
-            blocks[source] = _weighted(content_block(source, day, fitted, width, settings.seed), source, settings)
+            parts = source_blocks(source, day, fitted, width, settings.seed)
+            blocks[source] = _weighted(np.concatenate(parts, axis=1), source, settings)
     return blocks
 
 
@@ -173,27 +174,20 @@ def aligned_block(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> np.nd
 def aligner_blocks(day: DayItems, fitted: Fitted, settings: EmbedConfig) -> list[np.ndarray]:
     """What the aligner reads: float32 [N, W] a block, rows of length 1, zero where the item has nothing of it."""
     width = settings.aligned.attributes_width
-    blocks: list[np.ndarray] = []
-    for source in fitted.aligner_content:
-        own = source == "vector"
-        blocks += (
-            own_vectors(day.items, fitted.vector_widths)
-            if own
-            else [content_block(source, day, fitted, width, settings.seed)]
-        )
-    return [normalised(block) for block in blocks]
+    read = (source_blocks(source, day, fitted, width, settings.seed) for source in fitted.aligner_content)
+    return [normalised(block) for blocks in read for block in blocks]
 
 
-def content_block(source: str, day: DayItems, fitted: Fitted, attributes_width: int, seed: int) -> np.ndarray:
-    """float32 [N, W] of `text`, `attributes` or `vector`, as it comes."""
+def source_blocks(source: str, day: DayItems, fitted: Fitted, attributes_width: int, seed: int) -> list[np.ndarray]:
+    """float32 [N, W] of `text` or `attributes`, as it comes, or of each name of `vector`."""
     if source == "attributes":
-        return attribute_vectors(day.items, fitted.tokens, attributes_width, seed)
+        return [attribute_vectors(day.items, fitted.tokens, attributes_width, seed)]
     if source == "vector":
-        return np.concatenate(own_vectors(day.items, fitted.vector_widths), axis=1)
+        return own_vectors(day.items, fitted.vector_widths)
     values = np.zeros((len(day.items), fitted.components.axes.shape[1]), np.float32)
     if len(day.text):
         values[day.has_title] = fitted.components.project(day.text)
-    return values
+    return [values]
 
 
 def own_pairs(ids: np.ndarray, fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
@@ -241,12 +235,21 @@ def _weighted(vectors: np.ndarray, source: str, settings: EmbedConfig) -> np.nda
     return normalised(vectors) * np.float32(weights[source])
 
 
+def vectors_by_name(items: pa.Table) -> dict[str, tuple[np.ndarray, pa.ListArray]]:
+    """The source's own vectors: by name, the rows that have one (int64 [R]) and their values."""
+    lists = items.column("vectors").combine_chunks()
+    named, rows = lists.flatten(), pc.list_parent_indices(lists)
+    found = {}
+    for name in sorted(pc.unique(named.field("name")).to_pylist()):
+        mine = pc.equal(named.field("name"), name)
+        found[name] = rows.filter(mine).to_numpy(), named.field("values").filter(mine)
+    return found
+
+
 def widths_of(items: pa.Table) -> dict[str, int]:
     """Dimensions of each of the source's own vectors, by name. Raises ContractViolation where one has several."""
-    named = items.column("vectors").combine_chunks().flatten()
     found: dict[str, int] = {}
-    for name in sorted(pc.unique(named.field("name")).to_pylist()):
-        values = named.field("values").filter(pc.equal(named.field("name"), name))
+    for name, (_, values) in vectors_by_name(items).items():
         widths = pc.unique(pc.list_value_length(values)).to_pylist()
         if len(widths) > 1:
             raise ContractViolation(f"Table items holds {name!r} of {sorted(widths)} dimensions; give all the same width.")
@@ -256,20 +259,16 @@ def widths_of(items: pa.Table) -> dict[str, int]:
 
 def own_vectors(items: pa.Table, widths: Mapping[str, int]) -> list[np.ndarray]:
     """float32 [N, W] for each name that the fit knows, rows of length 1, zero where the item lacks it."""
-    lists = items.column("vectors").combine_chunks()
-    named, rows = lists.flatten(), pc.list_parent_indices(lists).to_numpy()
-    blocks = []
-    for name, width in widths.items():
-        mine = pc.equal(named.field("name"), name)
-        values, places = named.field("values").filter(mine), rows[mine.to_numpy(zero_copy_only=False)]
-        wrong = np.flatnonzero(pc.list_value_length(values).to_numpy() != width)
+    blocks = {name: np.zeros((len(items), width), np.float32) for name, width in widths.items()}
+    for name, (rows, values) in vectors_by_name(items).items():
+        if name not in blocks:
+            continue
+        wrong = np.flatnonzero(pc.list_value_length(values).to_numpy() != widths[name])
         if len(wrong):
-            item, found = items.column("item_id")[places[wrong[0]]], len(values[wrong[0]])
-            raise ContractViolation(f"Item {item} has a vector {name!r} of {found} dimensions, others have {width}.")
-        block = np.zeros((len(items), width), np.float32)
-        block[places] = normalised(values.flatten().to_numpy().reshape(-1, width))
-        blocks.append(block)
-    return blocks
+            item, found = items.column("item_id")[rows[wrong[0]]], len(values[wrong[0]])
+            raise ContractViolation(f"Item {item} has a vector {name!r} of {found} dimensions, others have {widths[name]}.")
+        blocks[name][rows] = normalised(values.flatten().to_numpy().reshape(-1, widths[name]))
+    return list(blocks.values())
 
 
 def _side_by_side(blocks: Mapping[str, np.ndarray], rows: int) -> np.ndarray:

@@ -64,9 +64,7 @@ class ItemMapping:
     columns: ItemColumns
     files: str = field(metadata={"resource": True})  # a pattern below source.path
     attributes: tuple[str, ...] = ()  # columns kept as 'name=value'
-    vectors: tuple[
-        str, ...
-    ] = ()  # columns of ready-made vectors (of the image, of frames, of the sound), each of one width
+    vectors: tuple[str, ...] = ()  # columns of ready-made vectors (image, frames, sound), each of one width
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,8 @@ from schemas.loader import load_config
 
 OUT = Path(__file__).parent / "out" / "alignment.jsonl"
 REQUESTS, DEPTH = 2_000, 10
-WEIGHTS: dict[Literal["code", "item"], tuple[float, ...]] = {
-    "code": (0.0, 0.3, 1.0, 3.0),
-    "item": (1.0, 3.0),
-}  # 0: the next-token loss alone
+# Of the policy loss; 0: the next-token loss alone.
+WEIGHTS: dict[Literal["code", "item"], tuple[float, ...]] = {"code": (0.0, 0.3, 1.0, 3.0), "item": (1.0, 3.0)}
 
 
 class Bench:

@@ -52,8 +52,6 @@ from model.nearest import label_distances  # noqa: E402
 from model.reduction import Alone, reducer_of_process  # noqa: E402
 from model.rq_kmeans import Codebook, encode, fit  # noqa: E402
 from model.seeding import seed_centroids  # noqa: E402
-from pipelines.engines import Engines  # noqa: E402
-from pipelines.text_encoder import encode_days, encoder_source  # noqa: E402
 from schemas.config import EmbedConfig, ResourceConfig, TokenizeConfig  # noqa: E402
 
 OUT = Path(__file__).resolve().parent / "out" / "tokenizer.jsonl"
@@ -227,6 +225,9 @@ def titles(count: int) -> list[str]:
 
 
 def encode_cell(system: str, count: int) -> dict[str, Any]:
+    from pipelines.engines import Engines  # here, because the start of our workers is measured
+    from pipelines.text_encoder import encode_days, encoder_source
+
     texts, settings = titles(count), EmbedConfig()
     source = encoder_source(settings.encoder)
     if source is None:
@@ -265,8 +266,10 @@ def cells(full: str) -> Iterator[tuple[str, dict[str, int], str]]:
 
 
 def measure(work: str, size: dict[str, int], system: str) -> dict[str, Any]:
-    by_work = {STREAM: lambda: stream_cell(size["rows"]), ENCODE: lambda: encode_cell(system, size["titles"])}
-    found = by_work.get(work, lambda: fit_cell(system, *size.values()))()
+    if work == STREAM:
+        found = stream_cell(size["rows"])
+    else:
+        found = encode_cell(system, size["titles"]) if work == ENCODE else fit_cell(system, *size.values())
     return {"work": work, "size": size, "system": system, **found}
 
 

@@ -1,9 +1,9 @@
 """The nearest centroid of each row: as fast as float32, and with one answer everywhere.
 
 The truth is the squared distance in float64, its terms added in one fixed order, and the lowest index on exact ties.
-Float32 products of matrices (faiss on CPUs, else torch) only screen: their error has a bound, and every row whose second
-best lies within it is decided again by the truth, over all centroids within it. So a label depends on the row and the
-centroids alone: not on the chunk, the place in the batch, the BLAS, the threads or the device.
+Float32 products of matrices (faiss on CPUs, a Triton kernel on GPUs, else torch) only screen: their error has a bound, and
+every row whose second best lies within it is decided again by the truth, over all centroids within it. So a label depends
+on the row and the centroids alone: not on the chunk, the place in the batch, the BLAS, the threads or the device.
 
 A guess, the label of an earlier pass, makes the screen cheaper and moves no label: one minimum over the other centroids
 says whether the guess still wins by more than the bound, and only rows where it does not look for their best.
@@ -28,6 +28,11 @@ try:
     import faiss
 except ImportError:  # torch alone is a little slower on CPUs
     faiss = None
+fused: Any
+try:
+    from model import nearest_triton as fused
+except ImportError:  # torch alone writes distances to memory and reads them again
+    fused = None
 
 SCORES = 1 << 25  # elements of a block of the N x K matrix
 SCORE_ROWS = {"cpu": 1024}  # on CPUs: fewer cost calls, more leave the cache
@@ -35,6 +40,11 @@ SCORE_ROWS = {"cpu": 1024}  # on CPUs: fewer cost calls, more leave the cache
 # wakes its threads, whose barriers cost more than the work where cores are shared.
 BLOCK = {"cpu": (1 << 15) - 1}
 WIDE_BLOCK = 1 << 24  # on other devices
+FUSED_ROWS = 1 << 21  # of one start of the fused kernel
+# The fused kernel's precisions, rough to fine, as arguments of `margin`. Tensor cores cut, rather than round, each sum of 8
+# products (Fasi et al., Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021), and the factors at 2^-10 (tf32) or at
+# 2^-20 (tf32x3) of themselves, which moves 2 x.c by at most 4 times that of |x||c| <= (|x| + |c|)^2 / 4.
+FUSED_ERRORS = {"tf32": (8.0, 2.0**-9), "tf32x3": (8.0, 2.0**-19)}
 
 
 def squared_distances(a_PD: Tensor, b_PD: Tensor) -> Tensor:
@@ -88,7 +98,9 @@ def assign(x_ND: Tensor, centroids_KD: Tensor, chunk: int = 65_536, guess: Guess
     if len(first_U) == 1:
         return first_U.expand(len(x_ND)).clone()
     distinct_UD = centroids_KD[first_U].contiguous()
-    if guess is None:
+    if _fused(x_ND):  # has no use for a guess, and wants many rows
+        labels = [_screen(x_ND[s].contiguous(), distinct_UD) for s in blocks(len(x_ND), 1, max(chunk, FUSED_ROWS))]
+    elif guess is None:
         labels = [_screen(x_ND[s].contiguous(), distinct_UD) for s in blocks(len(x_ND), 1, chunk)]
     else:
         places_N, norm_N = place_K[guess.labels_N], guess.norm_N
@@ -148,17 +160,33 @@ def rows_nearer(x_ND: Tensor, centroids_KD: Tensor, distance_N: Tensor) -> Tenso
 
 def _screen(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
     """int64 [N]: labels of rows of which nothing is known."""
+    if _fused(x_ND):
+        return _screen_by(x_ND, centroids_KD, list(FUSED_ERRORS))
     if faiss is None or x_ND.device.type != "cpu":
         return _screen_by_products(x_ND, centroids_KD)
-    index = faiss.IndexFlatL2(centroids_KD.shape[1])
-    index.add(centroids_KD.numpy())
-    near_N2, labels_N2 = index.search(x_ND.numpy(), 2)
-    labels = torch.from_numpy(labels_N2[:, 0]).clone()
-    gap = torch.from_numpy(near_N2[:, 1] - near_N2[:, 0])
-    unsure = (~(gap > margin(x_ND.norm(dim=1), centroids_KD))).nonzero()[:, 0]
+    return _screen_by(x_ND, centroids_KD, ["faiss"])
+
+
+def _screen_by(x_ND: Tensor, centroids_KD: Tensor, screens: list[str]) -> Tensor:
+    """Labels by the first of `screens`; rows whose two nearest it cannot tell apart go to the next, at last to products."""
+    if not screens:
+        return _screen_by_products(x_ND, centroids_KD)
+    if screens[0] == "faiss":
+        index = faiss.IndexFlatL2(centroids_KD.shape[1])
+        index.add(centroids_KD.numpy())
+        near_N2, labels_N2 = index.search(x_ND.numpy(), 2)
+        labels_N, gap_N = torch.from_numpy(labels_N2[:, 0]).clone(), torch.from_numpy(near_N2[:, 1] - near_N2[:, 0])
+    else:
+        labels_N, gap_N = fused.two_nearest(x_ND, centroids_KD, screens[0])
+    allowed_N = margin(x_ND.norm(dim=1), centroids_KD, *FUSED_ERRORS.get(screens[0], ()))
+    unsure = (~(gap_N > allowed_N)).nonzero()[:, 0]  # so written, a NaN is unsure
     if len(unsure):
-        labels[unsure] = _screen_by_products(x_ND[unsure], centroids_KD)
-    return labels
+        labels_N[unsure] = _screen_by(x_ND[unsure], centroids_KD, screens[1:])
+    return labels_N
+
+
+def _fused(x_ND: Tensor) -> bool:
+    return fused is not None and x_ND.is_cuda
 
 
 def _screen_by_products(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
@@ -182,11 +210,13 @@ def _score_blocks(rows: int, centroids_KD: Tensor) -> Iterator[slice]:
     return blocks(rows, 1, SCORE_ROWS.get(centroids_KD.device.type, max(1, SCORES // len(centroids_KD))))
 
 
-def margin(norm_N: Tensor, centroids_KD: Tensor) -> Tensor:
-    """float32 [N]: a gap of two float32 distances above it has the sign of the true gap, for rows of these norms."""
+def margin(norm_N: Tensor, centroids_KD: Tensor, wider: float = 1.0, cut: float = 0.0) -> Tensor:
+    """float32 [N]: a gap of two float32 distances above it has the sign of the true gap, for rows of these norms; with
+    `wider` and `cut`, of distances that err so many times more and, in proportion, by the cut of their factors."""
     width = centroids_KD.shape[1]
     reach = norm_N + centroids_KD.norm(dim=1).max()
-    return 2 * ((width + 16) * 2.0**-23 * reach * reach + width * 2.0**-120)  # the last: products that underflow
+    relative = wider * (width + 16) * 2.0**-23 + cut
+    return 2 * (relative * reach * reach + wider * width * 2.0**-120)  # the last: products that underflow
 
 
 def _decide(x_ND: Tensor, centroids_KD: Tensor, labels_N: Tensor, row: Tensor, column: Tensor) -> Tensor:

@@ -27,13 +27,14 @@ import pyarrow.parquet as pq
 import torch
 from ray.data import DataIterator, Dataset
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, get_context, get_dataset_shard
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchTrainer
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from model.reduction import Reducer, reducer_of_process
 from model.rq_kmeans import Codebook, Levels, fit
 from pipelines.codebook import read_codebook, save_codebook
+from pipelines.devices import worker_device
 from pipelines.embed import absolute
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_dataset
@@ -119,7 +120,7 @@ def fit_worker(config: dict[str, Any]) -> None:
     """One rank's part: gathers its rows, fits with the others, writes its codes; rank 0 also the codebook."""
     folder, settings = Path(config["folder"]), config["settings"]
     rank = get_context().get_world_rank()
-    device = get_device() if get_context().get_world_size() > 1 else torch.device("cpu")
+    device = worker_device(settings.num_workers)
     reducer = reducer_of_process()
     ids_N, x_ND = gather_rows(get_dataset_shard(DATASET).iter_batches(batch_size=8192, batch_format="pyarrow"))
     x_ND, ids_N = common_width(x_ND.to(device), reducer), ids_N.to(device)

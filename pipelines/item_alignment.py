@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ray.train import RunConfig, get_context
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 
 from model.item_aligner import (
@@ -35,6 +35,7 @@ from model.reduction import reducer_of_process
 from model.seeding import hash64
 from pipelines.checkpoints import load_aligner, save_aligner
 from pipelines.codebook_fit import scaling
+from pipelines.devices import worker_device
 from pipelines.pair_vectors import summed_pairs
 from schemas.item_alignment import ItemAlignmentConfig
 from schemas.lake import Lake
@@ -173,7 +174,7 @@ class Training:
         self.settings: ItemAlignmentConfig = config["settings"]
         self.folder, widths = Path(config["folder"]), config["widths"]
         self.rank, self.world = get_context().get_world_rank(), get_context().get_world_size()
-        self.device = get_device() if self.world > 1 else torch.device("cpu")
+        self.device = worker_device(self.settings.num_workers)
         self.content_NW = np.load(self.folder / "content.npy", mmap_mode="r")
         self.train, self.held_out = (Pairs.load(self.folder, name) for name in ("train", "held_out"))
         self.log_chance_N = log_chances(self.train, len(self.content_NW)) if self.settings.popularity_correction else None

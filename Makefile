@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-semantic-ids soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-semantic-ids soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -71,6 +71,9 @@ bench-code-ranker: setup  ## what quantitative codes add to a click model; DATA=
 
 bench-tokenizer: setup  ## RQ-Kmeans beside faiss and scikit-learn at equal seeds, codes of a streamed table; FULL=1: up to 10^6 vectors
 	$(BIN)/python -m benchmarks.tokenizer
+
+bench-kmeans-on-gpu: setup  ## a level of K-means on a GPU beside flash-kmeans (where installed) and plain PyTorch
+	$(BIN)/python -m benchmarks.kmeans_on_gpu
 
 bench-semantic-ids: setup  ## recall by item vector, balance and collision rule, CONFIG= and DATA=; about 4 minutes a row
 	$(BIN)/python -m benchmarks.semantic_ids --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))

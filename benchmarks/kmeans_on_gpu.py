@@ -3,8 +3,8 @@
     python -m benchmarks.kmeans_on_gpu        (needs a GPU; flash-kmeans counts where it is installed)
 
 Ten iterations each. `lazyrec` is `model.kmeans.lloyd`, whose first centroids are part of its time and told apart; the
-others get them. `torch` multiplies blocks of rows by all centroids in float32, takes the smallest, adds up in float64. Every
-system runs twice, the second run counts. Vectors: as many themes as codes, normal, and noise of half their size.
+others get them. `torch` multiplies blocks of rows by all centroids in float32, takes the smallest, adds up in float64. All
+run twice, the second run counts. Vectors: as many themes as codes, normal, and noise of half their size.
 
 wrong   rows in a million that a system labels otherwise than the float64 truth does, for its own last centroids
 loss    sum of squared distances over that of `lazyrec`
@@ -103,18 +103,11 @@ def main() -> None:
             base, base_loss = base or seconds_of, base_loss or loss
             shuffled, _ = fit(x_ND[order_N], ids_N[order_N], first_KD)
             seeds = f"{seconds:.3f}" if system == "lazyrec" else ""
-            cells = [
-                system,
-                f"{seconds_of:.3f}",
-                f"{seconds_of / base:.2f}",
-                seeds,
-                f"{wrong:.1f}",
-                f"{loss / base_loss:.6f}",
-            ]
-            print(
-                f"| {n:,} | {width} | {k:,} | {' | '.join(cells)} | {peak:,.0f} | {bits(centroids_KD)} {bits(shuffled)} |",
-                flush=True,
+            figures = (
+                f"{seconds_of:.3f} | {seconds_of / base:.2f} | {seeds} | {wrong:.1f} | {loss / base_loss:.6f} | {peak:,.0f}"
             )
+            same = f"{bits(centroids_KD)} {bits(shuffled)}"
+            print(f"| {n:,} | {width} | {k:,} | {system} | {figures} | {same} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS, WIDTH, WARPS = 128, 64, 64, 8  # of a tile; WIDTH cuts the dimensions
+ROWS, WIDTH = 128, 64  # of a tile; WIDTH cuts the dimensions
+COLUMNS, WARPS = {True: 32, False: 64}, {True: 4, False: 8}  # where WIDTH holds whole rows, and where not; tried on an H100
 
 
 @triton.jit(do_not_specialize=["n", "k"])  # fewer variants to compile
@@ -85,10 +86,10 @@ def two_nearest(x_ND: Tensor, centroids_KD: Tensor, precision: Literal["tf32", "
         k,
         d,
         ROWS=ROWS,
-        COLUMNS=COLUMNS,
+        COLUMNS=COLUMNS[d <= width],
         WIDTH=width,
         WHOLE=d <= width,
         PRECISION=precision,
-        num_warps=WARPS,
+        num_warps=WARPS[d <= width],
     )
     return label_N, gap_N

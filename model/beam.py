@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.attention import Pair, QueryLayout
 from model.context_processor import ContextKV
-from model.lazy_block import Pair, QueryLayout
-from model.lazy_decoder import LazyDecoder
+from model.decoder import Decoder
 from model.trie import Trie
 
 NEVER = float("-inf")
@@ -31,7 +31,7 @@ class Beams:
 
 
 @torch.no_grad()
-def beam_search(decoder: LazyDecoder, kv: ContextKV, trie: Trie | None, beam: int) -> Beams:
+def beam_search(decoder: Decoder, kv: ContextKV, trie: Trie | None, beam: int) -> Beams:
     """The `beam` most probable code sequences; with a trie every one is an item's."""
     rows = len(kv)
     device = kv.bias_R11T.device
@@ -62,7 +62,7 @@ class _State:
         return _State(empty.long(), empty, empty.sum(-1), torch.zeros(rows, 1, dtype=torch.long, device=device))
 
 
-def _newest(decoder: LazyDecoder, codes_RWl: Tensor) -> Tensor:
+def _newest(decoder: Decoder, codes_RWl: Tensor) -> Tensor:
     """[R * W, 1, D]: the embedding of the newest position alone."""
     rows, width, level = codes_RWl.shape
     position = decoder.positions.weight[level]

@@ -41,6 +41,20 @@ class Layout:
     width: int  # T
     valid_RT: Tensor  # bool
 
+    def pad(self, packed_NC: Tensor) -> Tensor:
+        """[R, T, C], zero where there is no token."""
+        grid = packed_NC.new_zeros(self.rows * self.width, packed_NC.shape[1]).index_copy(0, self.places, packed_NC)
+        return grid.view(self.rows, self.width, -1)
+
+    def unpad(self, grid_RTC: Tensor) -> Tensor:
+        """[N, C]"""
+        return grid_RTC.flatten(0, 1).index_select(0, self.places)
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """[R, 1, 1, T]: 0 at tokens, -inf at padding."""
+        zeros = torch.zeros(self.valid_RT.shape, dtype=dtype, device=self.valid_RT.device)
+        return zeros.masked_fill(~self.valid_RT, float("-inf"))[:, None, None, :]
+
 
 class FeedForward(nn.Module):
     """h = Dense(LeakyReLU(Dense(f)))."""

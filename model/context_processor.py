@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from model.context import Layout
@@ -40,12 +39,9 @@ class ContextProcessor(nn.Module):
 
     def forward(self, tokens_ND: Tensor, layout: Layout) -> ContextKV:
         chunks = self.map(tokens_ND).chunk(self.s_kv * self.l_kv, dim=1)
-        heads = [self._pad(norm(chunk), layout) for norm, chunk in zip(self.norms, chunks, strict=True)]
+        heads = [self._heads(norm(chunk), layout) for norm, chunk in zip(self.norms, chunks, strict=True)]
         pairs = [(heads[i * self.s_kv], heads[i * self.s_kv + self.s_kv - 1]) for i in range(self.l_kv)]
-        bias = torch.zeros(layout.valid_RT.shape, dtype=heads[0].dtype, device=tokens_ND.device)
-        return ContextKV(pairs, bias.masked_fill(~layout.valid_RT, float("-inf"))[:, None, None, :])
+        return ContextKV(pairs, layout.bias(heads[0].dtype))
 
-    def _pad(self, packed_NC: Tensor, layout: Layout) -> Tensor:
-        grid = packed_NC.new_zeros(layout.rows * layout.width, packed_NC.shape[1])
-        grid = grid.index_copy(0, layout.places, packed_NC)
-        return grid.view(layout.rows, layout.width, self.g_kv, self.d_head).transpose(1, 2)
+    def _heads(self, packed_NC: Tensor, layout: Layout) -> Tensor:
+        return layout.pad(packed_NC).unflatten(2, (self.g_kv, self.d_head)).transpose(1, 2)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.lazy_block import SwiGLU
+from model.feed_forward import SwiGLU
 from schemas.item_alignment import ItemAlignmentConfig
 
 EPS = 1e-6

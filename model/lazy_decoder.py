@@ -1,106 +1,22 @@
-"""The lazy decoder (OneRec-V2, section 2.2): context once to keys and values, then [BOS, s1, s2] through lazy blocks.
-
-Common-context compression: a request's context is encoded once, whatever the number of its targets, and the targets
-attend to it as further query rows. Loss positions are the codes of the newest impressions alone (equation 10).
-The papers leave open: code embeddings are learned at full width, with one learned position embedding a code.
-Shapes: R requests, B code sequences (targets or beams), S codes, L levels, K codes of a level, D = d_model.
-"""
+"""The lazy decoder (OneRec-V2, section 2.2): the Context Processor's keys and values, then lazy blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from torch import nn
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from model.context import INIT_STD, Context
-from model.context_processor import ContextKV, ContextProcessor
-from model.item_table import ItemTable
-from model.lazy_block import LazyBlock, Pair, QueryLayout, target_layout
-from model.requests import Requests
+from model.context_processor import ContextProcessor
+from model.decoder import Decoder
+from model.lazy_block import LazyBlock
 from schemas.config import ModelConfig
 
 
-@dataclass
-class Loss:
-    """`total` is the mean over targets and levels, equation 10; `per_level` [L] the means over targets."""
+class LazyDecoder(Decoder):
+    def make_processor(self, config: ModelConfig) -> nn.Module:
+        return ContextProcessor(config)
 
-    total: Tensor
-    per_level: Tensor
-    targets: int
-
-
-class LazyDecoder(nn.Module):
-    """`sizes`: codes a level; `engaged_mask`: the feedback bits that make an event part of the positive pathway."""
-
-    def __init__(self, config: ModelConfig, sizes: Sequence[int], engaged_mask: int) -> None:
-        super().__init__()
-        self.config, self.sizes, self.engaged_mask = config, tuple(sizes), engaged_mask
-        levels = self.levels = len(sizes)
-        d_model = config.d_model
-        self.context = Context(config, sizes, engaged_mask)
-        self.processor = ContextProcessor(config)
-        self.bos = nn.Parameter(torch.randn(d_model) * INIT_STD)
-        self.codes = nn.ModuleList(nn.Embedding(size, d_model) for size in sizes[:-1])
-        self.positions = nn.Embedding(levels, d_model)
-        self.blocks = nn.ModuleList(LazyBlock(config) for _ in range(config.layers))
-        self.head_norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-6) for _ in range(levels))
-        self.heads = nn.ModuleList(nn.Linear(d_model, size) for size in sizes)
-        self.dropout = nn.Dropout(config.dropout)
-        for table in (*self.codes, self.positions):
-            nn.init.normal_(table.weight, std=INIT_STD)
+    def make_block(self, config: ModelConfig, layer: int) -> nn.Module:
+        return LazyBlock(config, layer)
 
     def kv_index(self, layer: int) -> int:
         """Equation 9 with layers counted from 0."""
         return layer * self.config.l_kv // self.config.layers
-
-    def encode(self, requests: Requests, items: ItemTable) -> ContextKV:
-        """Keys and values of every request's context, once."""
-        return self.processor(*self.context(requests, items))
-
-    def embed(self, prefix_BS: Tensor) -> Tensor:
-        """[B, 1 + S, D]: BOS and the codes s1..sS (int64 [B, S]) with their positions."""
-        B, S = prefix_BS.shape
-        parts = [self.bos.expand(B, 1, -1), *(self.codes[i](prefix_BS[:, i, None]) for i in range(S))]
-        return self.dropout(torch.cat(parts, dim=1) + self.positions.weight[: S + 1])
-
-    def hidden(
-        self, h_BSD: Tensor, kv: ContextKV, layout: QueryLayout, past: list[Pair] | None = None
-    ) -> tuple[Tensor, list[Pair]]:
-        """The blocks; `past` and the result's second part are the self-attention keys and values a block."""
-        present = []
-        for layer, block in enumerate(self.blocks):
-            pair = kv.pairs[self.kv_index(layer)]
-            h_BSD, now = block(h_BSD, pair, kv.bias_R11T, layout, past[layer] if past else None)
-            present.append(now)
-        return h_BSD, present
-
-    def logits(self, h_BD: Tensor, level: int) -> Tensor:
-        """[..., K] from the last hidden state at the place that predicts `level`."""
-        return self.heads[level](self.head_norms[level](h_BD))
-
-    def forward(self, requests: Requests, items: ItemTable) -> list[Tensor]:
-        """Logits [T, K] a level for the targets of the requests, given their true codes before it."""
-        kv = self.encode(requests, items)
-        codes_TL = items.codes[requests.target_items]
-        h_TLD, _ = self.hidden(self.embed(codes_TL[:, :-1]), kv, target_layout(requests.target_offsets))
-        return [self.logits(h_TLD[:, level], level) for level in range(self.levels)]
-
-    def loss(self, requests: Requests, items: ItemTable, label_smoothing: float = 0.0) -> Loss:
-        nll_TL = code_nll(self(requests, items), items.codes[requests.target_items], label_smoothing)
-        return Loss(nll_TL.mean(), nll_TL.detach().mean(0), len(nll_TL))
-
-    def target_log_probs(self, requests: Requests, items: ItemTable) -> Tensor:
-        """[T, L]: the log-probability of each code of each target."""
-        return -code_nll(self(requests, items), items.codes[requests.target_items])
-
-
-def code_nll(logits: list[Tensor], codes_TL: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """[T, L]: the negative log-likelihood of each code. Every target must be a known item."""
-    parts = [
-        F.cross_entropy(level, codes, reduction="none", label_smoothing=label_smoothing)
-        for level, codes in zip(logits, codes_TL.unbind(1), strict=True)
-    ]
-    return torch.stack(parts, dim=1)

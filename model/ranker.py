@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from model.beam import Beams, beam_search, rank_items
+from model.decoder import Decoder
 from model.item_table import ItemTable
-from model.lazy_decoder import LazyDecoder
 from model.requests import Requests, row_of
 from model.trie import Trie
 
@@ -26,7 +26,7 @@ class Ranking:
 class Ranker:
     """A decoder with the item table and the trie of one catalogue."""
 
-    def __init__(self, decoder: LazyDecoder, items: ItemTable, trie: Trie) -> None:
+    def __init__(self, decoder: Decoder, items: ItemTable, trie: Trie) -> None:
         self.decoder, self.items, self.trie = decoder.eval(), items, trie
 
     def rank(self, requests: Requests, k: int, beam: int, exclude_history: bool = False) -> Tensor:

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.architectures import build_decoder
+from model.decoder import Decoder
 from model.item_aligner import Aligner, build_aligner
-from model.lazy_decoder import LazyDecoder
 from pipelines.codebook import sizes_of
 from schemas.config import ModelConfig
 from schemas.errors import ContractViolation
@@ -28,7 +29,7 @@ KEEP = 2  # states
 STATE = "step_"
 
 
-def save_model(folder: Path, decoder: LazyDecoder, description: Mapping[str, Any]) -> None:
+def save_model(folder: Path, decoder: Decoder, description: Mapping[str, Any]) -> None:
     """weights.safetensors and model.json: the sizes of the decoder, and whatever `description` adds."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {
@@ -43,7 +44,7 @@ def save_model(folder: Path, decoder: LazyDecoder, description: Mapping[str, Any
     (folder / "model.json").write_text(json.dumps({**sizes, **description}, indent=2))
 
 
-def load_model(folder: str | Path) -> tuple[LazyDecoder, dict[str, Any]]:
+def load_model(folder: str | Path) -> tuple[Decoder, dict[str, Any]]:
     """The decoder in evaluation mode and the content of model.json. Raises ContractViolation where a part is missing."""
     folder = Path(folder)
     for part in ("model.json", "weights.safetensors"):
@@ -51,7 +52,7 @@ def load_model(folder: str | Path) -> tuple[LazyDecoder, dict[str, Any]]:
             raise ContractViolation(f"{folder} holds no {part}: it is no trained model; run stage train first.")
     description = json.loads((folder / "model.json").read_text())
     config = from_mapping(ModelConfig, description["model"], str(folder / "model.json"))
-    decoder = LazyDecoder(config, sizes_of(description["num_codes"], description["levels"]), description["engaged_mask"])
+    decoder = build_decoder(config, sizes_of(description["num_codes"], description["levels"]), description["engaged_mask"])
     try:
         decoder.load_state_dict(load_file(folder / "weights.safetensors"))
     except RuntimeError as error:

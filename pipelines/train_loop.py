@@ -21,8 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.architectures import build_decoder
+from model.decoder import Decoder, code_nll
 from model.item_table import ItemTable
-from model.lazy_decoder import LazyDecoder, code_nll
 from model.positives import take_rows
 from model.requests import Requests
 from pipelines.checkpoints import load_model, newest_state, refuse_other_codebook, save_model, save_state
@@ -90,7 +91,7 @@ class Training:
         self.config: Config = settings["config"]
         self.folder = Path(settings["folder"])
         torch.manual_seed(self.config.train.seed)  # the same weights on every worker
-        self.decoder = LazyDecoder(self.config.model, data.catalogue.sizes, data.engaged_mask)
+        self.decoder = build_decoder(self.config.model, data.catalogue.sizes, data.engaged_mask)
         self.model: nn.Module = self.decoder if world == 1 else nn.parallel.DistributedDataParallel(self.decoder)
         self.optimizer = torch.optim.AdamW(
             _groups(self.decoder, self.config.train.weight_decay), lr=self.config.train.learning_rate, fused=True
@@ -262,7 +263,7 @@ def schedule(step: int, progress: float, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / max(warmup_steps, 1)) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _groups(decoder: LazyDecoder, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(decoder: Decoder, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices of linear maps only: neither embeddings, gains nor biases."""
     tables = {id(m.weight) for m in decoder.modules() if isinstance(m, nn.Embedding)}
     decayed = [p for p in decoder.parameters() if p.dim() == 2 and id(p) not in tables]

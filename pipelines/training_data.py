@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.decoder import Decoder
 from model.item_table import ItemTable
-from model.lazy_decoder import LazyDecoder
 from model.positives import take_rows
 from model.requests import Requests
 from pipelines.catalogue import Catalogue, load_catalogue
@@ -65,7 +65,7 @@ class TrainingData:
             chosen = take_rows(chosen, torch.from_numpy(kept))
         return chosen
 
-    def description(self, decoder: LazyDecoder) -> dict[str, Any]:
+    def description(self, decoder: Decoder) -> dict[str, Any]:
         """What model.json says beside the sizes."""
         return {
             "codebook_version": self.catalogue.codebook_version,

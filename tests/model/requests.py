@@ -7,8 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from model.architectures import build_decoder
+from model.decoder import Decoder
 from model.item_table import ItemTable, build_item_table
-from model.lazy_decoder import LazyDecoder
 from model.requests import Requests
 from schemas.config import ModelConfig
 
@@ -62,9 +63,9 @@ def random_requests(
     )
 
 
-def small_decoder(seed: int = 0, sizes: tuple[int, ...] = (8, 8, 8), **changes: object) -> LazyDecoder:
+def small_decoder(seed: int = 0, sizes: tuple[int, ...] = (8, 8, 8), **changes: object) -> Decoder:
     torch.manual_seed(seed)
-    return LazyDecoder(dataclasses.replace(SMALL, **changes), sizes, engaged_mask=ENGAGED)
+    return build_decoder(dataclasses.replace(SMALL, **changes), sizes, engaged_mask=ENGAGED)
 
 
 def only_row(requests: Requests, row: int, target: int | None = None) -> Requests:

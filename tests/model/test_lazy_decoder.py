@@ -8,8 +8,9 @@ import dataclasses
 import pytest
 import torch
 
-from model.lazy_block import QueryLayout
-from model.lazy_decoder import LazyDecoder, code_nll
+from model.attention import QueryLayout
+from model.decoder import code_nll
+from model.lazy_decoder import LazyDecoder
 from model.requests import Requests
 from tests.model.requests import ENGAGED, SMALL, catalogue, only_row, random_requests, small_decoder
 

@@ -1,0 +1,122 @@
+"""What the lazy decoder and its peers share: context once to keys and values, then the codes of the targets through blocks.
+
+Common-context compression: a request's context is encoded once, whatever the number of its targets, and the targets
+attend to it as further query rows. Loss positions are the codes of the newest impressions alone (equation 10).
+The papers leave open: code embeddings are learned at full width, with one learned position embedding a code.
+With `model.target: session` (OneRec, arXiv 2502.18965, section 3.3) the targets of a request are one sequence, in the order
+in which they were shown: [BOS, s1, s2, s3] each, and a code is predicted from the codes of the items before it, too. A
+request is decoded by its first item, as the others.
+Shapes: R requests, B code sequences (targets or beams), S codes, L levels, K codes of a level, D = d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import Pair, QueryLayout, target_layout
+from model.context import INIT_STD, Context
+from model.context_processor import ContextKV
+from model.item_table import ItemTable
+from model.requests import Requests
+from schemas.config import ModelConfig
+
+
+@dataclass
+class Loss:
+    """`total` is the mean over targets and levels, equation 10; `per_level` [L] the means over targets."""
+
+    total: Tensor
+    per_level: Tensor
+    targets: int
+
+
+class Decoder(nn.Module):
+    """`sizes`: codes a level; `engaged_mask`: the feedback bits that make an event part of the positive pathway.
+
+    An architecture gives the processor of the context and the blocks.
+    """
+
+    def __init__(self, config: ModelConfig, sizes: Sequence[int], engaged_mask: int) -> None:
+        super().__init__()
+        self.config, self.sizes, self.engaged_mask = config, tuple(sizes), engaged_mask
+        levels = self.levels = len(sizes)
+        d_model = config.d_model
+        self.context = Context(config, sizes, engaged_mask)
+        self.processor = self.make_processor(config)
+        self.bos = nn.Parameter(torch.randn(d_model) * INIT_STD)
+        self.joined = config.target == "session"
+        self.codes = nn.ModuleList(nn.Embedding(size, d_model) for size in (sizes if self.joined else sizes[:-1]))
+        self.positions = nn.Embedding(levels + self.joined, d_model)
+        self.blocks = nn.ModuleList(self.make_block(config, layer) for layer in range(config.layers))
+        self.head_norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-6) for _ in range(levels))
+        self.heads = nn.ModuleList(nn.Linear(d_model, size) for size in sizes)
+        self.dropout = nn.Dropout(config.dropout)
+        for table in (*self.codes, self.positions):
+            nn.init.normal_(table.weight, std=INIT_STD)
+
+    def make_processor(self, config: ModelConfig) -> nn.Module:
+        """What makes `ContextKV` of packed context tokens and their layout."""
+        raise NotImplementedError
+
+    def make_block(self, config: ModelConfig, layer: int) -> nn.Module:
+        """A block: (h_BSD, pair of keys and values, bias_R11T, layout, past) to (h_BSD, present)."""
+        raise NotImplementedError
+
+    def kv_index(self, layer: int) -> int:
+        """Which pair of the context a layer reads (both from 0)."""
+        return layer
+
+    def encode(self, requests: Requests, items: ItemTable) -> ContextKV:
+        """Keys and values of every request's context, once."""
+        return self.processor(*self.context(requests, items))
+
+    def embed(self, prefix_BS: Tensor) -> Tensor:
+        """[B, 1 + S, D]: BOS and the codes s1..sS (int64 [B, S]) with their positions."""
+        B, S = prefix_BS.shape
+        parts = [self.bos.expand(B, 1, -1), *(self.codes[i](prefix_BS[:, i, None]) for i in range(S))]
+        return self.dropout(torch.cat(parts, dim=1) + self.positions.weight[: S + 1])
+
+    def hidden(
+        self, h_BSD: Tensor, kv: ContextKV, layout: QueryLayout, past: list[Pair] | None = None
+    ) -> tuple[Tensor, list[Pair]]:
+        """The blocks; `past` and the result's second part are the self-attention keys and values a block."""
+        present = []
+        for layer, block in enumerate(self.blocks):
+            pair = kv.pairs[self.kv_index(layer)]
+            h_BSD, now = block(h_BSD, pair, kv.bias_R11T, layout, past[layer] if past else None)
+            present.append(now)
+        return h_BSD, present
+
+    def logits(self, h_BD: Tensor, level: int) -> Tensor:
+        """[..., K] from the last hidden state at the place that predicts `level`."""
+        return self.heads[level](self.head_norms[level](h_BD))
+
+    def forward(self, requests: Requests, items: ItemTable) -> list[Tensor]:
+        """Logits [T, K] a level for the targets of the requests, given their true codes before it."""
+        kv = self.encode(requests, items)
+        codes_TL = items.codes[requests.target_items]
+        prefix_TS = codes_TL if self.joined else codes_TL[:, :-1]
+        h_TSD, _ = self.hidden(self.embed(prefix_TS), kv, target_layout(requests.target_offsets, self.joined))
+        return [self.logits(h_TSD[:, level], level) for level in range(self.levels)]
+
+    def loss(self, requests: Requests, items: ItemTable, label_smoothing: float = 0.0) -> Loss:
+        nll_TL = code_nll(self(requests, items), items.codes[requests.target_items], label_smoothing)
+        return Loss(nll_TL.mean(), nll_TL.detach().mean(0), len(nll_TL))
+
+    def target_log_probs(self, requests: Requests, items: ItemTable) -> Tensor:
+        """[T, L]: the log-probability of each code of each target."""
+        return -code_nll(self(requests, items), items.codes[requests.target_items])
+
+
+def code_nll(logits: list[Tensor], codes_TL: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """[T, L]: the negative log-likelihood of each code. Every target must be a known item."""
+    parts = [
+        F.cross_entropy(level, codes, reduction="none", label_smoothing=label_smoothing)
+        for level, codes in zip(logits, codes_TL.unbind(1), strict=True)
+    ]
+    return torch.stack(parts, dim=1)

@@ -3,9 +3,9 @@
 PPMI with the discount of Pantel and Lin (2002), which keeps pairs seen once from ruling, factored as U sqrt(S) (Levy and
 Goldberg, NeurIPS 2014: word2vec factors a shifted PMI). Start vector and signs are fixed, so a rerun gives the same.
 
-`ppmi_svd_task` runs in one Ray task, so that the driver holds only the result. It reads a day at a time; its memory is
-about 100 bytes a distinct pair and 8 (2 width + 1) bytes an item: 10^7 pairs of 10^6 items at width 64 take 2 GB. A larger
-catalogue needs pairs that are pruned upstream, or a randomised SVD over shards.
+`ppmi_svd_task` runs in one Ray task, so that the driver holds only the result. It reads a million pairs at a time; its
+memory is about 100 bytes a distinct pair and 8 (2 width + 1) bytes an item: 10^7 pairs of 10^6 items at width 64 take 2 GB.
+A larger catalogue needs pairs that are pruned upstream, or a randomised SVD over shards.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.linalg import svds
 
-from pipelines.ray_tables import read_arrow
+from pipelines.ray_tables import arrow_parts
 from schemas.lake import Lake
 
 KIND = "cooccurrence"
+ROWS_AT_ONCE = 1_000_000
 SUMS = pa.schema([("item_a", pa.int64()), ("item_b", pa.int64()), ("weight", pa.float64())])
 
 
 def summed_pairs(lake: Lake, version: int, days: Sequence[datetime.date], kind: str = KIND) -> pa.Table:
     """item_a, item_b, weight: the pairs of `days` of one kind, one row a pair, sorted."""
     total = SUMS.empty_table()
-    for day in days:
-        rows = read_arrow(lake, "item_pairs", version, ["item_a", "item_b", "weight", "kind"], [day])
+    for rows in arrow_parts(lake, "item_pairs", version, ["item_a", "item_b", "weight", "kind"], days, ROWS_AT_ONCE):
         rows = rows.filter(pc.equal(rows.column("kind"), kind)).drop_columns(["kind"]).cast(SUMS)
         grouped = pa.concat_tables([total, rows]).group_by(["item_a", "item_b"], use_threads=False)
         total = grouped.aggregate([("weight", "sum")]).rename_columns(SUMS.names)

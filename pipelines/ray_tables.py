@@ -52,6 +52,28 @@ def read_arrow(
     return dataset.to_table(columns=list(columns) if columns else None, filter=None if days is None else days_filter(days))
 
 
+def arrow_parts(
+    lake: Lake, name: str, version: int, columns: Sequence[str], days: Collection[datetime.date], rows: int
+) -> Iterator[pa.Table]:
+    """The rows of `days` in this process, in the order of days, as tables of whole days and about `rows` at most."""
+    sizes = lake.rows_by_day(name, version)
+    part: list[datetime.date] = []
+    held = 0
+    for day in sorted(days):
+        if part and held + sizes.get(day, 0) > rows:
+            yield _by_day(read_arrow(lake, name, version, [*columns, PARTITION], part))
+            part, held = [], 0
+        part.append(day)
+        held += sizes.get(day, 0)
+    if part:
+        yield _by_day(read_arrow(lake, name, version, [*columns, PARTITION], part))
+
+
+def _by_day(table: pa.Table) -> pa.Table:
+    """In the order of days, which files do not keep."""
+    return table.sort_by(PARTITION).drop_columns([PARTITION])
+
+
 def lists_of(matrix: np.ndarray) -> pa.ListArray:
     """The rows of a matrix [N, L], of its own type, as lists: tables have none of a fixed size."""
     values = pa.array(matrix.ravel())

@@ -65,6 +65,16 @@ def test_a_row_against_a_constraint_is_refused_and_nothing_is_written(spark: Spa
     assert read_arrow(lake, "users", version).column("user_id").to_pylist() == [1]
 
 
+def test_parts_of_a_table_hold_whole_days_in_order(lake: Lake) -> None:
+    days = [DAY + datetime.timedelta(days=n) for n in range(5)]
+    for day, users in zip(reversed(days), ([8], [5, 6, 7], [4], [2, 3], [1]), strict=True):  # written newest first
+        rows = users_of(*users)
+        rows = rows.set_column(rows.schema.get_field_index("date"), "date", pa.array([day] * len(users), pa.date32()))
+        version = ray_tables.replace_days(lake, "users", rows, {day: "first"})
+    parts = ray_tables.arrow_parts(lake, "users", version, ["user_id"], days[1:], rows=3)
+    assert [part.column("user_id").to_pylist() for part in parts] == [[2, 3, 4], [5, 6, 7], [8]]
+
+
 def users_of(*users: int) -> pa.Table:
     rows = [{"user_id": user, "date": DAY, "source_id": None, "attributes": ["a=b"]} for user in users]
     return pa.Table.from_pylist(rows, schema=TABLES["users"].schema)

@@ -27,7 +27,7 @@ def test_a_token_passes_its_experts_by_definition(shared: int) -> None:
     part, x = mixture(shared=shared), torch.randn(3, 7, CONFIG.d_model)
     out = part(x)
     for i, token in enumerate(x.flatten(0, 1)):
-        affinity = torch.sigmoid(part.router.weight @ token)
+        affinity = torch.sigmoid(part.router.weight @ token).detach()
         chosen = sorted(range(5), key=lambda e: -float(affinity[e] + part.bias[e]))[:2]
         wanted = part.shared(token) if part.shared is not None else torch.zeros(CONFIG.d_model)
         for e in chosen:

@@ -6,6 +6,8 @@ codes, in one softmax.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,11 +91,14 @@ class DecoderOnly(Decoder):
     def make_block(self, config: ModelConfig, layer: int) -> nn.Module:
         return DecoderOnlyBlock(config, layer)
 
+    blocks: Sequence[DecoderOnlyBlock]  # type: ignore[assignment]  # a ModuleList of them
+
     def encode(self, requests: Requests, items: ItemTable) -> ContextKV:
         tokens_ND, layout = self.context(requests, items)
         h_ND, pairs = self.processor(tokens_ND, layout), []
-        for block in self.blocks:
-            assert isinstance(block, DecoderOnlyBlock)
+        for block in self.blocks[:-1]:
             h_ND, pair = block.context(h_ND, layout)
             pairs.append(pair)
+        last = self.blocks[-1]  # no context leaves it
+        pairs.append(last.attention.keys(last.attention_norm(h_ND), layout))
         return ContextKV(pairs, layout.bias(pairs[0][0].dtype))

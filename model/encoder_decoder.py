@@ -31,12 +31,16 @@ class ContextAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, layout: Layout) -> tuple[Tensor, Pair]:
         """[N, D], and the keys and values [R, G, T, d_head]."""
+        key, value = self.keys(x_ND, layout)
         q_RHTd = layout.pad(self.w_q(x_ND)).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        key, value = layout.pad(self.w_kv(x_ND)).unflatten(2, (2, self.groups, -1)).permute(2, 0, 3, 1, 4)
         bias = None if self.causal else layout.bias(q_RHTd.dtype)  # padding comes last: causality hides it
         grouped = self.groups != self.heads
         out = F.scaled_dot_product_attention(q_RHTd, key, value, attn_mask=bias, is_causal=self.causal, enable_gqa=grouped)
         return self.w_o(layout.unpad(out.transpose(1, 2).flatten(2))), (key, value)
+
+    def keys(self, x_ND: Tensor, layout: Layout) -> Pair:
+        key, value = layout.pad(self.w_kv(x_ND)).unflatten(2, (2, self.groups, -1)).permute(2, 0, 3, 1, 4)
+        return key, value
 
 
 class EncoderLayer(nn.Module):

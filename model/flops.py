@@ -71,7 +71,8 @@ def _context(config: ModelConfig, n: int) -> float:
     if config.architecture == "lazy":
         return 2 * n * d * config.s_kv * config.l_kv * g
     if config.architecture == "decoder_only":
-        return sum(attention + n * _feed_forward(config, layer) for layer in range(config.layers))
+        last = 2 * n * 2 * d * g  # keys and values alone
+        return last + sum(attention + n * _feed_forward(config, layer) for layer in range(config.layers - 1))
     dense = 2 * 3 * config.ffn_width * d * d
     feed_forward = _feed_forward(config, config.layers) if config.moe.encoder else dense
     return config.encoder_layers * (attention + n * feed_forward) + 2 * n * d * 2 * g * config.layers

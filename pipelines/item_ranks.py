@@ -13,12 +13,13 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from pipelines.ray_tables import read_arrow, read_dataset
+from pipelines.ray_tables import arrow_parts, read_dataset
 from pipelines.split import Roles, roles_by_user
 from pipelines.stage import StageContext
 from schemas.feedback import mask_of
 
 COLUMNS = ("user_id", "ts_us", "feedback", "item_ids")
+ROWS_AT_ONCE = 100_000  # each with a user's events of a day
 
 
 def train_positives(context: StageContext, item_ids: np.ndarray) -> np.ndarray:
@@ -29,8 +30,7 @@ def train_positives(context: StageContext, item_ids: np.ndarray) -> np.ndarray:
     mask = mask_of(context.config.targets.positive)
     roles = None
     if context.config.split.by == "user":
-        columns = COLUMNS[:3]
-        roles = roles_by_user((read_arrow(context.lake, "user_sequences", version, columns, [d]) for d in days), mask)
+        roles = roles_by_user(arrow_parts(context.lake, "user_sequences", version, COLUMNS[:3], days, ROWS_AT_ONCE), mask)
     events = read_dataset(context.lake, "user_sequences", version, COLUMNS, days)
     count = partial(count_positives, mask=mask, roles=roles)
     counted = events.map_batches(count, batch_format="pyarrow", batch_size=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -121,3 +122,24 @@ def test_a_session_reads_the_items_before_and_none_after(name: str) -> None:
         assert not moved[0][changed]  # its own first code knows nothing of it
         assert all(level[later] for level in moved for later in range(changed + 1, 3))
         assert not any(level[i] for level in moved for i in range(12) if i < changed or i >= 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [*PEERS, *(f"{name}, session" for name in SESSIONS)])
+def test_a_gpu_gives_the_scores_and_gradients_of_a_cpu(name: str) -> None:
+    changes = SESSIONS[name.removesuffix(", session")] if name.endswith("session") else PEERS[name]
+    requests, decoder = random_requests(8, 30, seed=2, least=0), small_decoder(**changes)
+    other = copy.deepcopy(decoder).cuda()
+    there = other.loss(requests.to("cuda"), ITEMS.to("cuda"))
+    here = decoder.loss(requests, ITEMS)
+    assert torch.allclose(there.per_level.cpu(), here.per_level, atol=1e-5)
+    there.total.backward()
+    here.total.backward()
+    for a, b in zip(decoder.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad.cpu(), atol=1e-5)
+    trie = Trie(ITEMS.codes[:-1], torch.arange(30), [8] * 3)
+    there_trie = Trie(ITEMS.codes[:-1].cuda(), torch.arange(30).cuda(), [8] * 3)
+    beams = beam_search(decoder.eval(), decoder.encode(requests, ITEMS), trie, 5)
+    items = ITEMS.to("cuda")
+    same = beam_search(other.eval(), other.encode(requests.to("cuda"), items), there_trie, 5)
+    assert torch.allclose(beams.scores, same.scores.cpu(), atol=1e-4)

@@ -9,9 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.full_requests import full_requests
 from model.flops import activations, forward_flops, kv_elements, paper_gflops, parameters
-from model.requests import Requests
-from schemas.config import ModelConfig, MoeConfig
+from schemas.config import MoeConfig
 from schemas.model_sizes import CODES, SIZES, learning_rate
 from tests.model.requests import SMALL, catalogue, small_decoder
 
@@ -31,35 +31,12 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 
-def full_requests(config: ModelConfig, rows: int, targets: int) -> Requests:
-    """Requests whose histories fill all pathways."""
-    events = max(config.short_length, config.positive_length)
-    n = rows * events
-    return Requests(
-        user_ids=torch.arange(rows),
-        ts_us=torch.full((rows,), 10**15),
-        attribute_offsets=torch.arange(rows + 1),
-        attributes=torch.arange(rows),
-        history_offsets=torch.arange(rows + 1) * events,
-        history_items=torch.arange(n) % 30,
-        history_authors=torch.arange(n) % 7,
-        history_ts_us=torch.arange(n) + 10**14,
-        history_play_ms=torch.full((n,), 1000),
-        history_duration_ms=torch.full((n,), 2000),
-        history_feedback=torch.ones(n, dtype=torch.long),
-        target_offsets=torch.arange(rows + 1) * targets,
-        target_items=torch.arange(rows * targets) % 30,
-        target_feedback=torch.ones(rows * targets, dtype=torch.long),
-        target_impressions=torch.arange(rows * targets),
-    )
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_forward_equals_pytorchs_count(name: str) -> None:
     decoder = small_decoder(**SHAPES[name]).eval()
     config, rows, targets = decoder.config, 5, 3
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        decoder(full_requests(config, rows, targets), ITEMS)
+        decoder(full_requests(rows, max(config.short_length, config.positive_length), targets, 30), ITEMS)
     context = 1 + config.short_length + config.positive_length
     assert counter.get_total_flops() == forward_flops(config, decoder.sizes, context, targets, rows).total
 

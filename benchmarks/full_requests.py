@@ -1,0 +1,49 @@
+"""Made-up requests of one length, and a catalogue behind them: work of a known size for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.item_table import ItemTable, build_item_table
+from model.requests import Requests
+
+LIKED = 1  # makes an event part of the positive pathway, for an engaged mask of 1
+
+
+def full_requests(rows: int, events: int, targets: int, items: int, seed: int = 0) -> Requests:
+    """`rows` requests with one attribute, `events` liked events and `targets` targets each."""
+    g = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, size: int) -> Tensor:
+        return torch.randint(low, high, (size,), generator=g)
+
+    n, wanted = rows * events, rows * targets
+    return Requests(
+        user_ids=torch.arange(rows),
+        ts_us=torch.full((rows,), 10**15),
+        attribute_offsets=torch.arange(rows + 1),
+        attributes=integers(0, 1000, rows),
+        history_offsets=torch.arange(rows + 1) * events,
+        history_items=integers(0, items, n),
+        history_authors=integers(0, 1000, n),
+        history_ts_us=10**15 - integers(1, 10**12, n),
+        history_play_ms=integers(0, 50_000, n),
+        history_duration_ms=integers(1, 30_000, n),
+        history_feedback=torch.full((n,), LIKED),
+        target_offsets=torch.arange(rows + 1) * targets,
+        target_items=integers(0, items, wanted),
+        target_feedback=torch.full((wanted,), LIKED),
+        target_impressions=torch.arange(wanted),
+    )
+
+
+def random_items(items: int, sizes: Sequence[int], buckets: int, seed: int = 0) -> ItemTable:
+    """Items with random codes, authors and tags."""
+    g = torch.Generator().manual_seed(seed)
+    codes = torch.stack([torch.randint(0, size, (items,), generator=g) for size in sizes], dim=1)
+    authors = torch.randint(0, 1000, (items,), generator=g)
+    tags = torch.randint(0, 2**60, (items, 3), generator=g)
+    return build_item_table(codes, authors, tags, torch.rand(items, 3, generator=g) > 0.6, sizes, buckets)

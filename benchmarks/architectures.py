@@ -286,8 +286,8 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name() if GPU else 'CPU, one thread'}: {peak / 1e9:,.0f} GFLOP/s of matrix products\n")
     lines = OUT.read_text().splitlines() if OUT.is_file() and not options.fresh else []
     kept = {row.pop("key"): row for row in map(json.loads, lines)}
-    head = "size | context | requests | system | width | parameters, M | GFLOPs | of lazy | counted | ms | of lazy | peak | share"
-    print(f"| {head} |\n|{'---|' * (head.count('|') + 1)}")
+    head = "size | context | requests | system | width | parameters, M | GFLOPs | of lazy | counted | ms | of lazy | peak"
+    print(f"| {head} | share |\n|{'---|' * (head.count('|') + 2)}")
     lazy: dict[str, Any] = {}
     for cell in cells(options.grid):
         if options.only and cell.system not in ("lazy", *options.only):

@@ -42,8 +42,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_requests import full_requests, random_items
 from model.architectures import build_decoder
+from model.device_rate import peak_rate
 from model.flops import FORWARD_AND_BACKWARD, forward_flops, parameters
-from schemas.config import ModelConfig, MoeConfig
+from schemas.model_config import ModelConfig, MoeConfig
 from schemas.model_sizes import CODES, SIZES
 
 OUT = Path(__file__).resolve().parent / "out" / "architectures.jsonl"
@@ -217,20 +218,6 @@ def _t5_step(cell: Cell, config: ModelConfig, device: str) -> tuple[Callable[[],
     }
 
 
-def peak_rate(device: str) -> float:
-    """FLOP/s of a large product of matrices in the type that the steps use."""
-    n, dtype = (8192, torch.bfloat16) if GPU else (1536, torch.float32)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        a @ b
-        if GPU:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
-
-
 def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -282,7 +269,7 @@ def main() -> None:
         return
     OUT.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    peak = peak_rate(device)
+    peak = peak_rate(torch.device(device), torch.bfloat16 if GPU else torch.float32)
     print(f"{torch.cuda.get_device_name() if GPU else 'CPU, one thread'}: {peak / 1e9:,.0f} GFLOP/s of matrix products\n")
     lines = OUT.read_text().splitlines() if OUT.is_file() and not options.fresh else []
     kept = {row.pop("key"): row for row in map(json.loads, lines)}

@@ -8,7 +8,7 @@ from model.decoder import Decoder
 from model.decoder_only import DecoderOnly
 from model.encoder_decoder import EncoderDecoder
 from model.lazy_decoder import LazyDecoder
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 ARCHITECTURES: dict[str, type[Decoder]] = {
     "lazy": LazyDecoder,

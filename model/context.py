@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from model.item_table import ItemTable, hashed
 from model.requests import Requests, row_of, select_rows
-from schemas.config import ModelConfig
 from schemas.feedback import NUM_BITS
+from schemas.model_config import ModelConfig
 
 GAPS, RATIOS, DURATIONS = 64, 22, 64  # buckets
 INIT_STD = 0.05
@@ -190,6 +190,14 @@ class EventPathway(nn.Module):
         *parts, large = dense.weight.split([self.positions.embedding_dim] * len(tables) + [fields.large_width], dim=1)
         mapped_VD = torch.cat([table @ part.T for table, part in zip(tables, parts, strict=True)])
         return F.embedding_bag(places_NF, mapped_VD, mode="sum") + F.linear(large_NC, large, dense.bias)
+
+
+def context_tokens(requests: Requests, config: ModelConfig, engaged_mask: int) -> Tensor:
+    """int64 [R]: how many tokens `Context` makes of each request."""
+    offsets = requests.history_offsets
+    engaged = torch.cat([offsets.new_zeros(1), ((requests.history_feedback & engaged_mask) != 0).cumsum(0)])
+    positive_R = (engaged[offsets[1:]] - engaged[offsets[:-1]]).clamp(max=config.positive_length)
+    return 1 + offsets.diff().clamp(max=config.short_length) + positive_R
 
 
 def ages(offsets: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.context import Layout
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 
 @dataclass

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import Pair, QueryLayout, target_layout
 from model.context import INIT_STD, Context
 from model.context_processor import ContextKV
 from model.item_table import ItemTable
 from model.requests import Requests
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Decoder(nn.Module):
         self.head_norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-6) for _ in range(levels))
         self.heads = nn.ModuleList(nn.Linear(d_model, size) for size in sizes)
         self.dropout = nn.Dropout(config.dropout)
+        self.recompute = False  # blocks keep no activations for the backward pass
         for table in (*self.codes, self.positions):
             nn.init.normal_(table.weight, std=INIT_STD)
 
@@ -87,8 +89,11 @@ class Decoder(nn.Module):
         """The blocks; `past` and the result's second part are the self-attention keys and values a block."""
         present = []
         for layer, block in enumerate(self.blocks):
-            pair = kv.pairs[self.kv_index(layer)]
-            h_BSD, now = block(h_BSD, pair, kv.bias_R11T, layout, past[layer] if past else None)
+            arguments = (h_BSD, kv.pairs[self.kv_index(layer)], kv.bias_R11T, layout, past[layer] if past else None)
+            if self.recompute and self.training:
+                h_BSD, now = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                h_BSD, now = block(*arguments)
             present.append(now)
         return h_BSD, present
 

@@ -20,7 +20,7 @@ from model.encoder_decoder import ContextAttention, ContextPositions
 from model.feed_forward import feed_forward, shrink
 from model.item_table import ItemTable
 from model.requests import Requests
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 
 class DecoderOnlyBlock(nn.Module):

@@ -16,7 +16,7 @@ from model.context import INIT_STD, Layout
 from model.context_processor import ContextKV
 from model.decoder import Decoder
 from model.feed_forward import DENSE, feed_forward, shrink
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 
 class ContextAttention(nn.Module):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 DENSE = -1  # a layer without experts
 

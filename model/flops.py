@@ -19,8 +19,8 @@ import torch
 from model.architectures import build_decoder
 from model.context import DURATIONS, GAPS, RATIOS
 from model.feed_forward import MixtureOfExperts
-from schemas.config import ModelConfig
 from schemas.feedback import NUM_BITS
+from schemas.model_config import ModelConfig
 
 FORWARD_AND_BACKWARD = 3
 
@@ -47,7 +47,7 @@ class Parameters:
     heads: int
 
 
-def forward_flops(config: ModelConfig, sizes: Sequence[int], context: int, targets: int, requests: int = 1) -> Flops:
+def forward_flops(config: ModelConfig, sizes: Sequence[int], context: float, targets: float, requests: int = 1) -> Flops:
     """Of a batch of `requests` with `context` tokens (one static, the others events) and `targets` each."""
     per_request = _features(config, context) * requests
     # Small vocabularies pass a pathway's first map once a batch, and a position's.
@@ -58,14 +58,14 @@ def forward_flops(config: ModelConfig, sizes: Sequence[int], context: int, targe
     return Flops(features, requests * _context(config, context), requests * _target(config, sizes, context, targets))
 
 
-def _features(config: ModelConfig, context: int) -> float:
+def _features(config: ModelConfig, context: float) -> float:
     """An event: author, tags and feedback through the pathway's first map, then the second; the static token likewise."""
     d, e = config.d_model, config.embed_dim
     event = 2 * NUM_BITS * e + 2 * 3 * e * d + 2 * d * d
     return (context - 1) * event + 2 * e * d + 2 * d * d
 
 
-def _context(config: ModelConfig, n: int) -> float:
+def _context(config: ModelConfig, n: float) -> float:
     d, g = config.d_model, config.d_model // config.heads * config.g_kv
     attention = 2 * n * (2 * d * d + 2 * d * g) + 4 * n * n * d
     if config.architecture == "lazy":
@@ -78,7 +78,7 @@ def _context(config: ModelConfig, n: int) -> float:
     return config.encoder_layers * (attention + n * feed_forward) + 2 * n * d * 2 * g * config.layers
 
 
-def _target(config: ModelConfig, sizes: Sequence[int], n: int, k: int) -> float:
+def _target(config: ModelConfig, sizes: Sequence[int], n: float, k: float) -> float:
     d, g = config.d_model, config.d_model // config.heads * config.g_kv
     session = config.target == "session"
     positions = k * (len(sizes) + session)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.attention import CrossAttention, Pair, QueryLayout, SelfAttention
 from model.feed_forward import feed_forward, shrink
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 
 class LazyBlock(nn.Module):

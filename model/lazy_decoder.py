@@ -7,7 +7,7 @@ from torch import nn
 from model.context_processor import ContextProcessor
 from model.decoder import Decoder
 from model.lazy_block import LazyBlock
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 
 class LazyDecoder(Decoder):

@@ -61,7 +61,8 @@ class Aligning(Training):
     def _judged(self, batch: Batch) -> tuple[Requests, Tensor, Tensor, Tensor]:
         """The targets that matter, whether each is positive, its advantage and its behaviour."""
         requests = batch.requests
-        quantile_T, negative_T, old_TL = self._exposures(batch.segment).of(requests.target_impressions)
+        found = self._exposures(batch.segment).of(requests.target_impressions.cpu())
+        quantile_T, negative_T, old_TL = (values.to(self.device) for values in found)
         advantage_T = advantages(quantile_T, negative_T, self.config.align.top_share)
         positive_T = (requests.target_feedback & mask_of(self.config.targets.positive)) != 0
         keep_T = positive_T | (advantage_T != 0)

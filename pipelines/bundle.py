@@ -136,8 +136,9 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def build_trie(catalogue: Catalogue) -> Trie:
-    return Trie(torch.from_numpy(catalogue.codes), torch.from_numpy(catalogue.ranks), catalogue.sizes)
+def build_trie(catalogue: Catalogue, device: torch.device | str = "cpu") -> Trie:
+    codes, ranks = torch.from_numpy(catalogue.codes), torch.from_numpy(catalogue.ranks)
+    return Trie(codes.to(device), ranks.to(device), catalogue.sizes)
 
 
 def trie_tensors(trie: Trie) -> dict[str, Tensor]:

@@ -20,10 +20,10 @@ from model.architectures import build_decoder
 from model.decoder import Decoder
 from model.item_aligner import Aligner, build_aligner
 from pipelines.codebook import sizes_of
-from schemas.config import ModelConfig
 from schemas.errors import ContractViolation
 from schemas.item_alignment import ItemAlignmentConfig
 from schemas.loader import from_mapping, to_mapping
+from schemas.model_config import ModelConfig
 
 KEEP = 2  # states
 STATE = "step_"

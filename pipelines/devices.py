@@ -1,9 +1,10 @@
-"""The device that a Ray Train worker computes on."""
+"""The device that a Ray Train worker computes on, and its random numbers."""
 
 from __future__ import annotations
 
 import torch
 from ray.train.torch import get_device
+from torch import Tensor
 
 
 def worker_device(workers: int) -> torch.device:
@@ -11,3 +12,15 @@ def worker_device(workers: int) -> torch.device:
     if workers:
         return get_device()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def random_state(device: torch.device) -> Tensor:
+    """uint8: the state of the device's generator."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -29,6 +30,7 @@ __all__ = ["load_model", "run", "train", "trained"]
 
 WORKER_CPUS = 0.5  # leaves room for reading where there are as many workers as cores
 RESTARTS = 2  # of lost workers
+CURVES = ("learning_rate", "gradient_norm", "mfu", "expert_load", "validation_ndcg")  # beside the losses
 
 
 class _Lines(UserCallback):
@@ -76,8 +78,10 @@ def train(settings: dict[str, Any], loop: Callable[..., None] = train_loop) -> N
     workers = settings["config"].train.num_workers
     storage = Path(settings["folder"]).resolve() / "ray_train"
     run_config = RunConfig(name=settings["identity"], storage_path=str(storage))
-    scaling = ScalingConfig(num_workers=workers)
+    scaling, backend = ScalingConfig(num_workers=workers), "gloo"
     if workers:
+        scaling.use_gpu = workers <= int(ray.cluster_resources().get("GPU", 0))
+        backend = "nccl" if scaling.use_gpu else backend
         say, settings = settings.get("say"), {k: v for k, v in settings.items() if k not in ("say", "failpoint")}
         run_config.callbacks = [_Lines(say)] if say else []  # type: ignore[list-item]  # the type is that of Train V1
         run_config.failure_config = FailureConfig(max_failures=RESTARTS)
@@ -86,7 +90,7 @@ def train(settings: dict[str, Any], loop: Callable[..., None] = train_loop) -> N
     TorchTrainer(
         loop,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="gloo"),
+        torch_config=TorchConfig(backend=backend),
         scaling_config=scaling,
         run_config=run_config,
     ).fit()
@@ -96,12 +100,12 @@ def _result(history: list[dict[str, float]], description: dict[str, Any]) -> Sta
     series: dict[str, list[tuple[int, float]]] = {}
     for row in history:
         for name, value in row.items():
-            if "loss" in name:
+            if "loss" in name or name in CURVES:
                 series.setdefault(name, []).append((int(row["step"]), value))
     reports = [row for row in history if "seconds" in row]
     seconds = sum(row["seconds"] for row in reports)
     targets = sum(row["targets"] for row in reports)
-    metrics = {name: points[-1][1] for name, points in series.items()}
+    metrics = {name: points[-1][1] for name, points in series.items() if name != "mfu"}
     metrics |= {
         "steps": float(history[-1]["step"]),
         "parameters": float(description["parameters"]),
@@ -109,11 +113,15 @@ def _result(history: list[dict[str, float]], description: dict[str, Any]) -> Sta
         "targets_per_second": targets / max(seconds, 1e-9),
         "tokens_per_second": targets * description["levels"] / max(seconds, 1e-9),
         "data_wait_share": sum(row["waited"] for row in reports) / max(seconds, 1e-9),
+        "flops_per_second": sum(row["flops"] for row in reports) / max(seconds, 1e-9),
+        "mfu": sum(row["mfu"] * row["seconds"] for row in reports) / max(seconds, 1e-9),
     }
     loss = metrics.get("validation_loss", metrics["loss"])
     note = (
         f"{description['parameters']:,} parameters, {metrics['steps']:.0f} steps at {metrics['targets_per_second']:.0f} "
-        f"targets a second; {metrics['data_wait_share']:.1%} of the time waited for data; final loss {loss:.4f}."
+        f"targets a second, {metrics['flops_per_second'] / 1e9:.3g} GFLOP/s ({metrics['mfu']:.0%} of the device's rate); "
+        f"{metrics['data_wait_share']:.1%} of the time waited for data; final loss {loss:.4f}."
     )
     manifest = {name: description[name] for name in ("codebook_version", "parameters", "trained_until")}
-    return StageResult(metrics=metrics, series=series, figures={"loss": curves(series)}, notes=[note], manifest=manifest)
+    losses = {name: points for name, points in series.items() if "loss" in name}
+    return StageResult(metrics=metrics, series=series, figures={"loss": curves(losses)}, notes=[note], manifest=manifest)

@@ -7,33 +7,47 @@ is killed and started again ends with the weights of the unbroken one, bit for b
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model.architectures import build_decoder
+from model.context import context_tokens
 from model.decoder import Decoder, code_nll
-from model.item_table import ItemTable
+from model.device_rate import peak_rate
+from model.feed_forward import mixtures
+from model.flops import FORWARD_AND_BACKWARD, forward_flops
 from model.positives import take_rows
+from model.ranker import Ranker
+from model.ranking_metrics import columns_of, target_ranks
 from model.requests import Requests
+from model.trie import Trie
+from pipelines.bundle import build_trie
 from pipelines.checkpoints import load_model, newest_state, refuse_other_codebook, save_model, save_state
+from pipelines.devices import random_state, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
 from pipelines.training_data import TrainingData, open_data
+from pipelines.training_state import averaged, restore_training, training_tensors
 from schemas.config import Config
 
 SAY_SECONDS = 10.0
 HISTORY = "history.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
+RANKED, NDCG_AT = 500, 10  # validation requests that are ranked, for `patience`
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -68,6 +82,8 @@ class Meter:
     further: Tensor
     targets: int = 0
     waited: float = 0.0
+    flops: float = 0.0
+    norms: list[Tensor] = field(default_factory=list)  # of the gradient, a step
     since: float = field(default_factory=time.perf_counter)
 
 
@@ -81,47 +97,87 @@ class Step:
     further: Tensor
 
 
+@dataclass
+class Best:
+    """The best epoch by validation NDCG; epoch 0: none was validated yet."""
+
+    ndcg: float = -1.0
+    epoch: int = 0
+    waited: int = 0  # epochs since
+
+    def better(self, ndcg: float, epoch: int) -> bool:
+        """Takes an epoch's NDCG; whether it is the best."""
+        if ndcg > self.ndcg:
+            self.ndcg, self.epoch, self.waited = ndcg, epoch, 0
+            return True
+        self.waited += 1
+        return False
+
+
 class Training:
     """Next-token prediction on the stream; an objective with more than that overrides `objective`."""
 
     further: tuple[str, ...] = ()  # names of the further sums, reported per target
+    expert_load = 1.0  # of the busiest expert of the deepest mixture, over the mean
 
     def __init__(self, settings: dict[str, Any], data: TrainingData, rank: int, world: int) -> None:
         self.settings, self.data, self.rank, self.world = settings, data, rank, world
         self.config: Config = settings["config"]
         self.folder = Path(settings["folder"])
-        torch.manual_seed(self.config.train.seed)  # the same weights on every worker
-        self.decoder = build_decoder(self.config.model, data.catalogue.sizes, data.engaged_mask)
-        self.model: nn.Module = self.decoder if world == 1 else nn.parallel.DistributedDataParallel(self.decoder)
-        self.optimizer = torch.optim.AdamW(
-            _groups(self.decoder, self.config.train.weight_decay), lr=self.config.train.learning_rate, fused=True
-        )
+        train = self.config.train
+        self.device = worker_device(train.num_workers)
+        self.items = data.items.to(self.device)
+        torch.manual_seed(train.seed)  # the same weights on every worker
+        self.decoder = build_decoder(self.config.model, data.catalogue.sizes, data.engaged_mask).to(self.device)
+        self.decoder.recompute = train.recompute
         if settings.get("initial"):
             initial, description = load_model(settings["initial"])
             refuse_other_codebook(Path(settings["initial"]), description, data.catalogue.codebook_version)
             self.decoder.load_state_dict(initial.state_dict())
-        torch.manual_seed(self.config.train.seed + 1 + rank)  # dropout
-        self.step = 0
+        # Workers must not take over the first one's buffers, which count their own experts' load.
+        self.model: nn.Module = (
+            self.decoder if world == 1 else DistributedDataParallel(self.decoder, broadcast_buffers=False)
+        )
+        self.optimizer = torch.optim.AdamW(_groups(self.decoder, train.weight_decay), lr=train.learning_rate, fused=True)
+        self.average = averaged(self.decoder, train.average)
+        self.best = Best()
+        torch.manual_seed(train.seed + 1 + rank)  # dropout
+        self.step, self.pending = 0, 0
         self.position = Position(data.stream.version)
         self.history: list[dict[str, float]] = []
+        self.peak = peak_rate(self.device, torch.bfloat16 if train.precision == "bfloat16" else torch.float32)
         self.meter = self._meter()
         self.started = self.said = time.perf_counter()
+
+    @property
+    def result(self) -> Decoder:
+        """The weights that are validated and saved."""
+        return cast(Decoder, self.average.module) if self.average else self.decoder
 
     def run(self) -> None:
         self._resume()
         for batch in self._timed(self.data.stream.batches(self.position)):
-            self._train(batch)
+            if not self._train(batch):
+                continue
             if batch.ends_epoch:
                 self._validate(batch.after.epoch)
             if self.step % self.config.train.checkpoint_steps == 0:
                 self._checkpoint()
             if self.settings.get("failpoint"):
                 self.settings["failpoint"](self.step)
+            if batch.ends_epoch and self._is_enough():
+                break
         self._report(final=True)
         self._checkpoint()
         if self.rank == 0:
-            save_model(self.folder, self.decoder, self.data.description(self.decoder))
-            (self.folder / HISTORY).write_text(json.dumps(self.history))
+            self._save()
+
+    def _save(self) -> None:
+        if self.config.train.patience and self.best.epoch:
+            self.decoder, _ = load_model(self.folder / BEST)
+            self.average = None
+        save_model(self.folder, self.result, self.data.description(self.result))
+        (self.folder / HISTORY).write_text(json.dumps(self.history))
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -132,53 +188,119 @@ class Training:
                 return
             yield batch
 
-    def _train(self, batch: Batch) -> None:
+    def _train(self, batch: Batch) -> bool:
+        """One batch; whether it ended a step."""
         settings = self.config.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * schedule(self.step, batch.progress, settings.warmup_steps)
+        self.pending += 1
+        ends_step = self.pending == settings.accumulate or batch.ends_epoch
         self.model.train()
-        step = self.objective(batch)
-        step.loss.backward()
-        nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self._without_exchange(not ends_step):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                step = self.objective(dataclasses.replace(batch, requests=batch.requests.to(self.device)))
+            (step.loss / settings.accumulate).backward()
         self.meter.nll_L += step.nll_L
         self.meter.further += step.further
         self.meter.targets += step.targets
-        self.step, self.position = self.step + 1, batch.after
+        self.meter.flops += self._flops(batch.requests)
+        if ends_step:
+            self._descend(batch)
+        return ends_step
+
+    def _without_exchange(self, wanted: bool) -> AbstractContextManager[None]:
+        """Gradients stay with the worker until the batch that ends the step."""
+        return self.model.no_sync() if wanted and self.world > 1 else nullcontext()  # type: ignore[operator]
+
+    def _descend(self, batch: Batch) -> None:
+        settings = self.config.train
+        rate = settings.learning_rate * schedule(self.step, batch.progress, settings.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.meter.norms.append(nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._balance()
+        if self.average:
+            self.average.update_parameters(self.decoder)
+        self.step, self.pending, self.position = self.step + 1, 0, batch.after
         if self.step % settings.min_log_interval == 0:
-            self._report(batch.progress)
+            self._report(batch.progress, rate)
+
+    def _balance(self) -> None:
+        """Evens the experts' load out, by that of all workers."""
+        for part in mixtures(self.decoder):
+            if self.world > 1:
+                dist.all_reduce(part.load)
+            self.expert_load = float(part.load.max() / part.load.double().mean())
+            part.balance(part.load)
+
+    def _flops(self, requests: Requests) -> float:
+        """Forward and backward of this worker's share, at the batch's mean lengths."""
+        rows, targets = len(requests), len(requests.target_items)
+        context = int(context_tokens(requests, self.config.model, self.data.engaged_mask).sum()) / rows
+        work = forward_flops(self.config.model, self.decoder.sizes, context, targets / rows, rows)
+        return FORWARD_AND_BACKWARD * work.total / self.world
 
     def objective(self, batch: Batch) -> Step:
         mine, weight = share(batch.requests, self.rank, self.world)
         nll_TL = self._nll(mine, self.config.train.label_smoothing) * weight
         # DDP averages gradients over workers, so each divides by its part of the whole batch's targets.
         loss = nll_TL.sum() * self.world / (len(batch.requests.target_items) * self.data.levels)
-        return Step(loss, nll_TL.detach().sum(0), len(nll_TL) * weight, torch.zeros(0))
+        return Step(loss, nll_TL.detach().sum(0), len(nll_TL) * weight, loss.new_zeros(0))
 
     def _nll(self, requests: Requests, label_smoothing: float = 0.0) -> Tensor:
-        items: ItemTable = self.data.items
-        return code_nll(self.model(requests, items), items.codes[requests.target_items], label_smoothing)
+        codes_TL = self.items.codes[requests.target_items]
+        return code_nll(self.model(requests, self.items), codes_TL, label_smoothing)
 
     @torch.no_grad()
     def _validate(self, epoch: int) -> None:
-        """Mean loss on a sample of validation requests; the first worker alone computes it."""
+        """Mean loss on a sample of validation requests, and with `patience` their NDCG; the first worker alone."""
         requests = self.data.validation()
         if self.rank or not len(requests):
             return
-        self.decoder.eval()
+        decoder = self.result.eval()
         parts = []
         for rows in torch.arange(len(requests)).split(self.config.train.batch_requests):
-            some = take_rows(requests, rows)
-            parts.append(code_nll(self.decoder(some, self.data.items), self.data.items.codes[some.target_items]))
+            some = take_rows(requests, rows).to(self.device)
+            parts.append(code_nll(decoder(some, self.items), self.items.codes[some.target_items]))
         per_level = torch.cat(parts).mean(0).tolist()
         row = {"step": self.step, "validation_loss": float(np.mean(per_level))}
-        self.history.append(row | {f"validation_loss_level_{i + 1}": v for i, v in enumerate(per_level)})
-        self._say(f"epoch {epoch}: validation loss {row['validation_loss']:.4f} on {len(requests)} requests", force=True)
+        row |= {f"validation_loss_level_{i + 1}": v for i, v in enumerate(per_level)}
+        line = f"epoch {epoch}: validation loss {row['validation_loss']:.4f} on {len(requests)} requests"
+        if self.config.train.patience:
+            row["validation_ndcg"] = self._ndcg(requests)
+            line += f", NDCG@{NDCG_AT} {row['validation_ndcg']:.4f}"
+            if self.best.better(row["validation_ndcg"], epoch):
+                save_model(self.folder / BEST, decoder, self.data.description(decoder))
+        self.history.append(row)
+        self._say(line, force=True)
 
-    def _report(self, progress: float = 1.0, final: bool = False) -> None:
+    def _ndcg(self, requests: Requests) -> float:
+        some = take_rows(requests, torch.arange(min(len(requests), RANKED)))
+        ranker = Ranker(self.result, self.items, self.trie)
+        batches = (take_rows(some, rows) for rows in torch.arange(len(some)).split(self.config.evaluate.batch_requests))
+        ranks = [self._ranks(ranker, batch) for batch in batches]
+        return float(columns_of(np.concatenate(ranks), (NDCG_AT,))[f"ndcg@{NDCG_AT}"].mean())
+
+    def _ranks(self, ranker: Ranker, requests: Requests) -> np.ndarray:
+        settings = self.config.evaluate
+        ranked = ranker.rank(requests.to(self.device), NDCG_AT, settings.beam, settings.mask_history).cpu()
+        return target_ranks(ranked, requests.target_rows(), requests.target_items)
+
+    @cached_property
+    def trie(self) -> Trie:
+        return build_trie(self.data.catalogue, self.device)
+
+    def _is_enough(self) -> bool:
+        """Whether the last epochs brought nothing, the same on every worker."""
+        patience = self.config.train.patience
+        enough = torch.tensor([bool(patience) and self.best.waited >= patience], dtype=torch.int64, device=self.device)
+        if self.world > 1:
+            dist.broadcast(enough, 0)
+        return bool(enough)
+
+    def _report(self, progress: float = 1.0, rate: float | None = None, final: bool = False) -> None:
         meter, elapsed = self.meter, time.perf_counter() - self.meter.since
-        sums = torch.cat([torch.tensor([float(meter.targets)]), meter.nll_L, meter.further])
+        sums = torch.cat([torch.tensor([float(meter.targets)], device=self.device), meter.nll_L, meter.further])
         if self.world > 1:
             dist.all_reduce(sums)
         targets = sums[0].item()
@@ -188,7 +310,14 @@ class Training:
             row = {"step": self.step, "loss": float(np.mean(per_level))}
             row |= {f"loss_level_{i + 1}": value for i, value in enumerate(per_level)}
             row |= dict(zip(self.further, further, strict=True))
-            row |= {"seconds": elapsed, "waited": meter.waited, "targets": targets}
+            row |= {"seconds": elapsed, "waited": meter.waited, "targets": targets, "flops": meter.flops}
+            row |= {"mfu": meter.flops / max(elapsed, 1e-9) / self.peak}
+            if meter.norms:
+                row["gradient_norm"] = float(torch.stack(meter.norms).mean())
+            if rate is not None:
+                row["learning_rate"] = rate
+            if mixtures(self.decoder):
+                row["expert_load"] = self.expert_load
             self.history.append(row)
             speed = targets / max(elapsed, 1e-9)
             line = f"step {self.step}, {progress:.0%}: loss {row['loss']:.4f}, {speed:.0f} targets/s"
@@ -204,49 +333,43 @@ class Training:
             say(line)
 
     def _meter(self) -> Meter:
-        return Meter(torch.zeros(self.data.levels), torch.zeros(len(self.further)))
+        zeros = partial(torch.zeros, device=self.device)
+        return Meter(zeros(self.data.levels), zeros(len(self.further)))
 
     def _checkpoint(self) -> None:
         states = self._random_states()
         if self.rank == 0:
-            tensors = {f"weights/{name}": value for name, value in self.decoder.state_dict().items()}
-            for name, parameter in self.decoder.named_parameters():
-                for key, value in self.optimizer.state[parameter].items():
-                    tensors[f"optimizer/{key}/{name}"] = value
-            tensors["random"] = states
+            tensors = training_tensors(self.decoder, self.optimizer, self.average) | {"random": states}
             sums = (self.meter.nll_L.tolist(), self.meter.further.tolist())
             meter = {"nll": sums[0], "further": sums[1], "targets": self.meter.targets}
             state = {"step": self.step, "position": self.position.as_dict(), "history": self.history, "meter": meter}
-            save_state(self.folder / CHECKPOINTS, self.step, tensors, state)
+            save_state(self.folder / CHECKPOINTS, self.step, tensors, state | {"best": dataclasses.asdict(self.best)})
         if self.world > 1:
             dist.barrier()
 
     def _random_states(self) -> Tensor:
-        """uint8 [workers, bytes]."""
-        own = torch.get_rng_state()
+        """uint8 [workers, bytes], of the device that draws dropout."""
+        own = random_state(self.device)
         if self.world == 1:
             return own[None]
-        states = [torch.empty_like(own) for _ in range(self.world)]
-        dist.all_gather(states, own)
-        return torch.stack(states)
+        shared = own.to(self.device)
+        states = [torch.empty_like(shared) for _ in range(self.world)]
+        dist.all_gather(states, shared)
+        return torch.stack(states).cpu()
 
     def _resume(self) -> None:
         found = newest_state(self.folder / CHECKPOINTS)
         if found is None:
             return
         tensors, state = found
-        weights = {n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")}
-        self.decoder.load_state_dict(weights)
-        for name, parameter in self.decoder.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimizer.state[parameter] = {key: tensors[f"optimizer/{key}/{name}"] for key in keys}
-        self.step, self.history = state["step"], state["history"]
+        restore_training(tensors, self.decoder, self.optimizer, self.average)
+        self.step, self.history, self.best = state["step"], state["history"], Best(**state["best"])
         self.position = Position(**state["position"])
         meter = state["meter"]
-        self.meter.nll_L, self.meter.targets = torch.tensor(meter["nll"]), meter["targets"]
-        self.meter.further = torch.tensor(meter["further"])
+        self.meter.nll_L, self.meter.targets = torch.tensor(meter["nll"], device=self.device), meter["targets"]
+        self.meter.further = torch.tensor(meter["further"], device=self.device)
         if self.rank < len(tensors["random"]):  # more workers than before start with fresh numbers
-            torch.set_rng_state(tensors["random"][self.rank])
+            set_random_state(tensors["random"][self.rank], self.device)
         self._say(f"resumed at step {self.step}", force=True)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from schemas.item_alignment import ItemAlignmentConfig
+from schemas.model_config import ModelConfig
 from schemas.settings import check_bits, require, resource
 from schemas.source import SourceConfig
 
@@ -289,53 +290,6 @@ class LifelongConfig:
 
 
 @dataclass(frozen=True)
-class MoeConfig:
-    """Experts instead of dense feed-forward parts (OneRec-V2, section 2.2.2); without `experts` all are dense."""
-
-    experts: int = 0  # routed ones of a layer
-    active: int = 3  # of a token
-    shared: int = 1  # that every token passes
-    width: int = 1408  # hidden, of one expert
-    first_dense: int = 2  # layers
-    encoder: bool = False  # of encoder_decoder: its encoder, too
-    speed: float = 1e-3  # of the balancing biases, a step
-
-    def __post_init__(self) -> None:
-        require(self.experts >= 0, "model.moe.experts", "must be at least 0")
-        require(not self.experts or 1 <= self.active <= self.experts, "model.moe.active", "must lie between 1 and experts")
-        require(self.shared >= 0 and self.width >= 1, "model.moe.width", "must be at least 1, and shared at least 0")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The lazy decoder (OneRec-V2, section 2.2) and its peers. Names follow the paper's Table 5 and equations 1 to 10."""
-
-    architecture: Literal["lazy", "encoder_decoder", "decoder_only"] = "lazy"
-    target: Literal["item", "session"] = "item"  # session: the targets of a request are one sequence
-    d_model: int = 128
-    layers: int = 4  # of encoder_decoder: of the decoder
-    encoder_layers: int = 0  # of encoder_decoder
-    heads: int = 4
-    ffn_width: int = 4  # of d_model
-    embed_dim: int = 32  # of one code, one hashed field
-    l_kv: int = 1  # of lazy, as s_kv
-    s_kv: Literal[1, 2] = 1
-    g_kv: int = 4
-    short_length: int = 20
-    positive_length: int = 50
-    hash_buckets: int = 20_000  # of authors and attributes
-    dropout: float = 0.1
-    moe: MoeConfig = field(default_factory=MoeConfig)
-
-    def __post_init__(self) -> None:
-        require(self.d_model % self.heads == 0, "model.heads", "must divide d_model")
-        require(self.heads % self.g_kv == 0, "model.g_kv", "must divide heads")
-        require(1 <= self.l_kv <= self.layers, "model.l_kv", "must lie between 1 and layers")
-        encodes = (self.architecture == "encoder_decoder") == (self.encoder_layers > 0)
-        require(encodes, "model.encoder_layers", "must be above 0 for architecture encoder_decoder, and 0 for the others")
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """Training of the lazy decoder on the organised stream."""
 
@@ -347,6 +301,10 @@ class TrainConfig:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
+    accumulate: int = 1  # batches a step, within an epoch
+    precision: Literal["float32", "bfloat16"] = "float32"  # of products of matrices; weights and sums stay float32
+    average: float = 0.0  # decay a step of the weights' moving average, which is then what counts; 0: none
+    patience: int = 0  # epochs without a better validation NDCG until the best one's weights are taken; 0: the last
     min_log_interval: int = resource(20)  # steps between reports
     checkpoint_steps: int = 200
     segment_rows: int = 100_000  # examples a segment: the unit of order, shuffling and resumption
@@ -354,6 +312,12 @@ class TrainConfig:
     night_learning_rate: float = 5e-4  # of the one pass over a new day that continues an earlier model
     num_workers: int = resource(0)  # 0: in this process
     threads: int = resource(0)  # of one worker; 0: PyTorch's default
+    recompute: bool = resource(False)  # blocks run again in the backward pass instead of keeping their activations
+
+    def __post_init__(self) -> None:
+        require(self.accumulate >= 1, "train.accumulate", "must be at least 1")
+        require(0 <= self.average < 1, "train.average", "must be at least 0 and below 1")
+        require(self.patience >= 0, "train.patience", "must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from schemas.config import ModelConfig, MoeConfig
+from schemas.model_config import ModelConfig, MoeConfig
 
 CODES = (8192, 8192, 8192)  # of both papers' tokenizers
 

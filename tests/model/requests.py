@@ -11,7 +11,7 @@ from model.architectures import build_decoder
 from model.decoder import Decoder
 from model.item_table import ItemTable, build_item_table
 from model.requests import Requests
-from schemas.config import ModelConfig
+from schemas.model_config import ModelConfig
 
 ENGAGED = 0b11
 SMALL = ModelConfig(

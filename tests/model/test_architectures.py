@@ -11,7 +11,7 @@ import torch
 from model.attention import QueryLayout
 from model.beam import beam_search, rank_items
 from model.trie import Trie
-from schemas.config import MoeConfig
+from schemas.model_config import MoeConfig
 from tests.model.requests import catalogue, only_row, random_requests, small_decoder
 from tests.model.test_trie_beam import exact_scores
 

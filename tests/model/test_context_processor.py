@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from model.context import duration_bucket, gap_bucket, ratio_bucket
+from model.context import context_tokens, duration_bucket, gap_bucket, ratio_bucket
 from model.context_processor import ContextProcessor
 from model.requests import Requests, row_of
 from tests.model.requests import ENGAGED, SMALL, catalogue, random_requests, small_decoder
@@ -80,6 +80,12 @@ def test_padding_is_masked_and_every_row_has_its_static_token() -> None:
     assert torch.equal(kv.bias_R11T[:, 0, 0] == 0, layout.valid_RT)
     assert layout.valid_RT[:, 0].all()
     assert len(layout.places.unique()) == len(layout.places) == int(layout.valid_RT.sum()) == len(tokens)
+
+
+def test_tokens_are_counted_without_making_them() -> None:
+    requests, decoder = random_requests(30, 30, history=15), small_decoder()
+    _, layout = decoder.context(requests, ITEMS)
+    assert torch.equal(context_tokens(requests, SMALL, ENGAGED), layout.valid_RT.sum(1))
 
 
 def test_buckets_keep_order_and_name_the_unknown() -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from model.feed_forward import MixtureOfExperts, mixtures
-from schemas.config import MoeConfig
+from schemas.model_config import MoeConfig
 from tests.model.requests import SMALL, small_decoder
 
 CONFIG = dataclasses.replace(SMALL, moe=MoeConfig(experts=5, active=2, shared=1, width=12, first_dense=0))

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_requests import full_requests
 from model.flops import activations, forward_flops, kv_elements, paper_gflops, parameters
-from schemas.config import MoeConfig
+from schemas.model_config import MoeConfig
 from schemas.model_sizes import CODES, SIZES, learning_rate
 from tests.model.requests import SMALL, catalogue, small_decoder
 

@@ -101,6 +101,17 @@ def test_garbage_in_padding_changes_no_score() -> None:
     assert torch.equal(clean, dirty)
 
 
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    requests, gradients = random_requests(5, 30), []
+    for recompute in (False, True):
+        decoder = small_decoder(dropout=0.3)
+        decoder.recompute = recompute
+        torch.manual_seed(3)
+        decoder.loss(requests, ITEMS).total.backward()
+        gradients.append([p.grad for p in decoder.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_an_empty_history_without_attributes_gives_finite_scores_and_gradients() -> None:
     nothing = torch.empty(0, dtype=torch.long)
     zeros = torch.zeros(3, dtype=torch.long)

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from pipelines.ray_tables import replace_days
 from schemas.calendar import Calendar, calendar_of
-from schemas.config import Config, ModelConfig, SplitConfig, TokenizeConfig, TrainConfig
+from schemas.config import Config, SplitConfig, TokenizeConfig, TrainConfig
 from schemas.lake import Lake
+from schemas.model_config import ModelConfig
 from schemas.tables import ITEMS, SEMANTIC_IDS, TRAINING_EXAMPLES
 
 FIRST = datetime.date(2026, 1, 1)

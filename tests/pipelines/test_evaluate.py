@@ -23,10 +23,11 @@ from pipelines.sampling import Sample
 from pipelines.split import Roles, roles_by_user
 from pipelines.stage import StageContext
 from schemas.calendar import calendar_of
-from schemas.config import Config, EvaluateConfig, ModelConfig, SplitConfig, TargetConfig
+from schemas.config import Config, EvaluateConfig, SplitConfig, TargetConfig
 from schemas.errors import ContractViolation
 from schemas.feedback import mask_of
 from schemas.lineage import EVALUATE, plan
+from schemas.model_config import ModelConfig
 from schemas.tables import ITEMS as ITEMS_TABLE
 from schemas.tables import SEMANTIC_IDS
 from tests.model.handmade_requests import LIKED, POSITIVE, SEEN, requests_by_hand

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.feed_forward import mixtures
 from pipelines.checkpoints import load_model, save_model, states
 from pipelines.engines import Engines
 from pipelines.example_stream import ExampleStream, Position, Segment, segments_of
@@ -24,6 +25,7 @@ from schemas.config import Config
 from schemas.errors import ContractViolation
 from schemas.lake import Lake
 from schemas.lineage import TRAIN, StagePlan
+from schemas.model_config import MoeConfig
 from schemas.tables import SEMANTIC_IDS
 from tests.model.requests import random_requests, small_decoder
 from tests.pipelines.examples import CONFIG, DAYS, calendar, day_us, example_rows, with_train, write_lake
@@ -130,20 +132,28 @@ def test_a_position_in_another_version_is_refused(data: TrainingData) -> None:
         next(data.stream.batches(Position(7)))
 
 
-@pytest.mark.parametrize("kill_at", [3, 9])
-def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(small_lake, ray_module, tmp_path, kill_at: int) -> None:
-    assert CONFIG.model.dropout > 0
-    train(settings_for(small_lake, tmp_path / "unbroken"))
+EVERYTHING = with_train(accumulate=2, average=0.8, patience=3, precision="bfloat16", recompute=True, epochs=3)
+EVERYTHING = replace(
+    EVERYTHING, model=replace(EVERYTHING.model, moe=MoeConfig(experts=4, active=2, width=8, first_dense=1, speed=0.1))
+)
+
+
+@pytest.mark.parametrize(("config", "kill_at"), [(CONFIG, 3), (CONFIG, 9), (EVERYTHING, 7)])
+def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(
+    small_lake, ray_module, tmp_path, config: Config, kill_at: int
+) -> None:
+    assert config.model.dropout > 0
+    train(settings_for(small_lake, tmp_path / "unbroken", config))
 
     def kill(step: int) -> None:
         if step == kill_at:
             raise Killed
 
     with pytest.raises(Killed):
-        train(settings_for(small_lake, tmp_path / "killed", failpoint=kill))
+        train(settings_for(small_lake, tmp_path / "killed", config, failpoint=kill))
     assert not (tmp_path / "killed" / "weights.safetensors").exists()
     lines: list[str] = []
-    train(settings_for(small_lake, tmp_path / "killed", say=lines.append))
+    train(settings_for(small_lake, tmp_path / "killed", config, say=lines.append))
     assert any("resumed at step" in line for line in lines) == (kill_at > 4)
     wanted, got = weights(tmp_path / "unbroken"), weights(tmp_path / "killed")
     assert wanted.keys() == got.keys()
@@ -151,6 +161,79 @@ def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(small_lake, ray_
     losses = [losses_of(tmp_path / name) for name in ("unbroken", "killed")]
     assert losses[0] == losses[1]
     assert len(states(tmp_path / "killed" / "checkpoints")) == 2
+
+
+def test_accumulated_batches_end_steps_and_epochs_together(small_lake, ray_module, tmp_path) -> None:
+    """A step ends with its last batch or the epoch, and only then is the position that a checkpoint would keep."""
+    training = Training(settings_for(small_lake, tmp_path, with_train(accumulate=3)), opened(small_lake, CONFIG), 0, 1)
+    pending = 0
+    for batch in training.data.stream.batches(training.position):
+        before, position = [p.detach().clone() for p in training.decoder.parameters()], training.position
+        pending += 1
+        ended = training._train(batch)
+        assert ended == (pending == 3 or batch.ends_epoch)
+        moved = any(not torch.equal(a, b) for a, b in zip(before, training.decoder.parameters(), strict=True))
+        assert moved == ended and (training.position == (batch.after if ended else position))
+        pending = 0 if ended else pending
+    assert training.step > 4  # of two epochs
+
+
+def test_accumulated_gradients_are_the_mean_of_the_batches(small_lake, ray_module, tmp_path) -> None:
+    config = with_train(accumulate=2, clip_norm=1e9)
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    training = Training(settings_for(small_lake, tmp_path, config), opened(small_lake, config), 0, 1)
+    batches = list(training.data.stream.batches(training.position))[:2]
+    wanted = [torch.zeros_like(p) for p in training.decoder.parameters()]
+    for batch in batches:
+        gradients = torch.autograd.grad(training.objective(batch).loss, list(training.decoder.parameters()))
+        wanted = [total + part / 2 for total, part in zip(wanted, gradients, strict=True)]
+    got: list[torch.Tensor] = []
+    training.optimizer.register_step_pre_hook(
+        lambda *_: got.extend(p.grad.clone() for p in training.decoder.parameters())  # type: ignore[union-attr]
+    )
+    assert [training._train(batch) for batch in batches] == [False, True]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, wanted, strict=True))
+
+
+def test_the_average_follows_the_weights_and_is_what_counts(small_lake, ray_module, tmp_path) -> None:
+    config = with_train(average=0.7, epochs=1)
+    training = Training(settings_for(small_lake, tmp_path, config), opened(small_lake, config), 0, 1)
+    wanted: list[torch.Tensor] = []
+    for batch in training.data.stream.batches(training.position):
+        training._train(batch)
+        now = [p.detach().clone() for p in training.decoder.parameters()]
+        wanted = [0.7 * old + 0.3 * new for old, new in zip(wanted, now, strict=True)] if wanted else now
+    training._save()
+    saved, _ = load_model(tmp_path)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(saved.parameters(), wanted, strict=True))
+    assert not torch.equal(next(saved.parameters()), next(training.decoder.parameters()))
+
+
+def test_patience_ends_the_run_with_the_best_epochs_weights(small_lake, ray_module, tmp_path) -> None:
+    """Without a learning rate no epoch is better than the first."""
+    config = with_train(epochs=9, patience=2, learning_rate=0.0)
+    train(settings_for(small_lake, tmp_path / "still", config))
+    history = json.loads((tmp_path / "still" / "history.json").read_text())
+    found = [row["validation_ndcg"] for row in history if "validation_ndcg" in row]
+    assert len(found) == 3 and len(set(found)) == 1
+    train(settings_for(small_lake, tmp_path / "moving", with_train(epochs=4, patience=9, learning_rate=0.05)))
+    history = json.loads((tmp_path / "moving" / "history.json").read_text())
+    found = [row["validation_ndcg"] for row in history if "validation_ndcg" in row]
+    best, _ = load_model(tmp_path / "moving" / "best")
+    got, _ = load_model(tmp_path / "moving")
+    assert len(found) == 4 and len(set(found)) > 1
+    assert all(torch.equal(a, b) for a, b in zip(best.parameters(), got.parameters(), strict=True))
+
+
+def test_experts_are_balanced_as_they_train(small_lake, ray_module, tmp_path) -> None:
+    train(settings_for(small_lake, tmp_path, EVERYTHING))
+    decoder, _ = load_model(tmp_path)
+    (mixture,) = mixtures(decoder)
+    assert mixture.bias.abs().sum() > 0 and mixture.bias.unique().numel() > 1
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert all(1 <= row["expert_load"] <= 4 for row in history if "expert_load" in row)
+    reports = [row for row in history if "mfu" in row]
+    assert reports and all(row["mfu"] > 0 and row["flops"] > 0 and row["gradient_norm"] > 0 for row in reports)
 
 
 def test_training_leaves_the_random_numbers_and_threads_of_the_process_alone(small_lake, ray_module, tmp_path) -> None:

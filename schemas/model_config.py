@@ -1,0 +1,55 @@
+"""The model's settings: the lazy decoder, its peers, experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from schemas.settings import require
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """Experts instead of dense feed-forward parts (OneRec-V2, section 2.2.2); without `experts` all are dense."""
+
+    experts: int = 0  # routed ones of a layer
+    active: int = 3  # of a token
+    shared: int = 1  # that every token passes
+    width: int = 1408  # hidden, of one expert
+    first_dense: int = 2  # layers
+    encoder: bool = False  # of encoder_decoder: its encoder, too
+    speed: float = 1e-3  # of the balancing biases, a step
+
+    def __post_init__(self) -> None:
+        require(self.experts >= 0, "model.moe.experts", "must be at least 0")
+        require(not self.experts or 1 <= self.active <= self.experts, "model.moe.active", "must lie between 1 and experts")
+        require(self.shared >= 0 and self.width >= 1, "model.moe.width", "must be at least 1, and shared at least 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The lazy decoder (OneRec-V2, section 2.2) and its peers. Names follow the paper's Table 5 and equations 1 to 10."""
+
+    architecture: Literal["lazy", "encoder_decoder", "decoder_only"] = "lazy"
+    target: Literal["item", "session"] = "item"  # session: the targets of a request are one sequence
+    d_model: int = 128
+    layers: int = 4  # of encoder_decoder: of the decoder
+    encoder_layers: int = 0  # of encoder_decoder
+    heads: int = 4
+    ffn_width: int = 4  # of d_model
+    embed_dim: int = 32  # of one code, one hashed field
+    l_kv: int = 1  # of lazy, as s_kv
+    s_kv: Literal[1, 2] = 1
+    g_kv: int = 4
+    short_length: int = 20
+    positive_length: int = 50
+    hash_buckets: int = 20_000  # of authors and attributes
+    dropout: float = 0.1
+    moe: MoeConfig = field(default_factory=MoeConfig)
+
+    def __post_init__(self) -> None:
+        require(self.d_model % self.heads == 0, "model.heads", "must divide d_model")
+        require(self.heads % self.g_kv == 0, "model.g_kv", "must divide heads")
+        require(1 <= self.l_kv <= self.layers, "model.l_kv", "must lie between 1 and layers")
+        encodes = (self.architecture == "encoder_decoder") == (self.encoder_layers > 0)
+        require(encodes, "model.encoder_layers", "must be above 0 for architecture encoder_decoder, and 0 for the others")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from model.context import Layout
+from model.norm import RMSNorm
 from schemas.model_config import ModelConfig
 
 
@@ -35,7 +36,7 @@ class ContextProcessor(nn.Module):
         self.d_head = config.d_model // config.heads
         chunk = self.g_kv * self.d_head
         self.map = nn.Linear(config.d_model, self.s_kv * self.l_kv * chunk, bias=False)
-        self.norms = nn.ModuleList(nn.RMSNorm(chunk, eps=1e-6) for _ in range(self.s_kv * self.l_kv))
+        self.norms = nn.ModuleList(RMSNorm(chunk) for _ in range(self.s_kv * self.l_kv))
 
     def forward(self, tokens_ND: Tensor, layout: Layout) -> ContextKV:
         chunks = self.map(tokens_ND).chunk(self.s_kv * self.l_kv, dim=1)

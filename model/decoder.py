@@ -23,6 +23,7 @@ from model.attention import Pair, QueryLayout, target_layout
 from model.context import INIT_STD, Context
 from model.context_processor import ContextKV
 from model.item_table import ItemTable
+from model.norm import RMSNorm
 from model.requests import Requests
 from schemas.model_config import ModelConfig
 
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
         self.codes = nn.ModuleList(nn.Embedding(size, d_model) for size in (sizes if self.joined else sizes[:-1]))
         self.positions = nn.Embedding(levels + self.joined, d_model)
         self.blocks = nn.ModuleList(self.make_block(config, layer) for layer in range(config.layers))
-        self.head_norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-6) for _ in range(levels))
+        self.head_norms = nn.ModuleList(RMSNorm(d_model) for _ in range(levels))
         self.heads = nn.ModuleList(nn.Linear(d_model, size) for size in sizes)
         self.dropout = nn.Dropout(config.dropout)
         self.recompute = False  # blocks keep no activations for the backward pass

@@ -19,6 +19,7 @@ from model.decoder import Decoder
 from model.encoder_decoder import ContextAttention, ContextPositions
 from model.feed_forward import feed_forward, shrink
 from model.item_table import ItemTable
+from model.norm import RMSNorm
 from model.requests import Requests
 from schemas.model_config import ModelConfig
 
@@ -26,9 +27,9 @@ from schemas.model_config import ModelConfig
 class DecoderOnlyBlock(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.attention_norm = RMSNorm(config.d_model)
         self.attention = ContextAttention(config, causal=True)
-        self.ffn_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.ffn_norm = RMSNorm(config.d_model)
         self.ffn = feed_forward(config, layer)
         self.dropout = nn.Dropout(config.dropout)
         shrink([self.attention.w_o.weight, *self.ffn.outputs()], 2 * config.layers)

@@ -16,6 +16,7 @@ from model.context import INIT_STD, Layout
 from model.context_processor import ContextKV
 from model.decoder import Decoder
 from model.feed_forward import DENSE, feed_forward, shrink
+from model.norm import RMSNorm
 from schemas.model_config import ModelConfig
 
 
@@ -46,9 +47,9 @@ class ContextAttention(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.attention_norm = RMSNorm(config.d_model)
         self.attention = ContextAttention(config, causal=False)
-        self.ffn_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.ffn_norm = RMSNorm(config.d_model)
         self.ffn = feed_forward(config, config.layers if config.moe.encoder else DENSE)
         self.dropout = nn.Dropout(config.dropout)
         shrink([self.attention.w_o.weight, *self.ffn.outputs()], 2 * config.encoder_layers)
@@ -67,7 +68,7 @@ class Encoder(nn.Module):
         self.groups, self.decoder_layers = config.g_kv, config.layers
         self.positions = ContextPositions(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.norm = RMSNorm(config.d_model)
         chunk = config.g_kv * config.d_model // config.heads
         self.w_kv = nn.Linear(config.d_model, config.layers * 2 * chunk, bias=False)
 
@@ -96,11 +97,11 @@ class EncoderDecoderBlock(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         d_model = config.d_model
-        self.self_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.self_norm = RMSNorm(d_model)
         self.attention = SelfAttention(d_model, config.heads)
-        self.cross_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.cross_norm = RMSNorm(d_model)
         self.cross = CrossAttention(d_model, config.heads)
-        self.ffn_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.ffn_norm = RMSNorm(d_model)
         self.ffn = feed_forward(config, layer)
         self.dropout = nn.Dropout(config.dropout)
         shrink([self.attention.w_o.weight, self.cross.w_o.weight, *self.ffn.outputs()], 3 * config.layers)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.attention import CrossAttention, Pair, QueryLayout, SelfAttention
 from model.feed_forward import feed_forward, shrink
+from model.norm import RMSNorm
 from schemas.model_config import ModelConfig
 
 
@@ -17,11 +18,11 @@ class LazyBlock(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         d_model = config.d_model
-        self.cross_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.cross_norm = RMSNorm(d_model)
         self.cross = CrossAttention(d_model, config.heads)
-        self.self_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.self_norm = RMSNorm(d_model)
         self.attention = SelfAttention(d_model, config.heads)
-        self.ffn_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.ffn_norm = RMSNorm(d_model)
         self.ffn = feed_forward(config, layer)
         self.dropout = nn.Dropout(config.dropout)
         shrink([self.cross.w_o.weight, self.attention.w_o.weight, *self.ffn.outputs()], 3 * config.layers)

@@ -10,7 +10,7 @@ from pipelines.progress import answer_console
 from schemas.config import Config
 from schemas.loader import parse_date
 
-NAMES = ("plan", "drift", "status", "promote", "rollback", "maintain", "forget")
+NAMES = ("plan", "flops", "drift", "status", "promote", "rollback", "maintain", "forget")
 WIDTH = 200  # of what goes into a file or a pipe
 
 
@@ -23,6 +23,13 @@ def execute(options: argparse.Namespace, config: Config) -> dict[str, Any]:
         if not options.quiet:
             plan_view.print_views(views, answer_console(WIDTH))
         return plan_view.answer(views)
+    if options.command == "flops":
+        from pipelines import flops
+
+        costs = flops.report(config, options.size, options.context, options.targets)
+        if not options.quiet:
+            flops.print_report(costs, answer_console(WIDTH))
+        return flops.answer(costs)
     if options.command == "drift":
         from pipelines import drift
 

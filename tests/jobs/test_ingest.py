@@ -348,6 +348,7 @@ def test_unusable_sources_are_one_sentence_each(spark, lake, tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.long
 def test_kuairand_part(spark, lake, data_folder):
     config = config_of(data_folder / "kuairand_pure")
     report = ingest(spark, lake, config)

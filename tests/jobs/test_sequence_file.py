@@ -50,6 +50,7 @@ def test_a_folder_with_two_files_is_refused(spark, lake, tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.long
 def test_beauty(spark, lake, data_folder):
     report = ingest(spark, lake, source(data_folder / "amazon_beauty" / "Beauty.txt"))
     assert report.rows == {"read": 198_502, "kept": 198_502, "duplicates": 0, "rejected": 0, "outside_range": 0}

@@ -14,7 +14,7 @@ share   the rate of those operations to that of the device's own product of matr
     python -m benchmarks.architectures [--grid] [--only SYSTEM] [--fresh]
 
 On a CPU a cell is a process with one thread, in float32; on a GPU cells follow each other, in bfloat16, and the paper's
-sizes come first. A cell that is in benchmarks/out is not measured again. FULL=1: 20 steps on a CPU, and 30M parameters, too.
+sizes come first. A cell that is in benchmarks/out is not measured again. FULL=1: 20 steps on a CPU, 30M parameters, too.
 """
 
 from __future__ import annotations

@@ -46,4 +46,5 @@ def random_items(items: int, sizes: Sequence[int], buckets: int, seed: int = 0) 
     codes = torch.stack([torch.randint(0, size, (items,), generator=g) for size in sizes], dim=1)
     authors = torch.randint(0, 1000, (items,), generator=g)
     tags = torch.randint(0, 2**60, (items, 3), generator=g)
-    return build_item_table(codes, authors, tags, torch.rand(items, 3, generator=g) > 0.6, sizes, buckets)
+    absent = torch.rand(items, 3, generator=g) > 0.6
+    return build_item_table(torch.arange(items), codes, authors, tags, absent, sizes, buckets)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from schemas.feedback import NUM_BITS
 from schemas.model_config import ModelConfig
 
 GAPS, RATIOS, DURATIONS = 64, 22, 64  # buckets
+BUCKETS = {"gap": GAPS, "play": RATIOS, "duration": DURATIONS}  # of the fields with a small vocabulary
 INIT_STD = 0.05
 
 
@@ -79,42 +81,51 @@ class EventFields(nn.Module):
 
     def __init__(self, config: ModelConfig, sizes: Sequence[int]) -> None:
         super().__init__()
-        self.buckets = config.hash_buckets
-        width = config.embed_dim
-        self.sizes = [size + 1 for size in sizes] + [GAPS, RATIOS, DURATIONS]  # +1: the unknown item's code
+        self.buckets, self.chosen = config.hash_buckets, config.fields
+        width, fields = config.embed_dim, config.fields
+        self.sizes = [size + 1 for size in sizes]  # +1: the unknown item's code
+        self.sizes += [size for name, size in BUCKETS.items() if name in fields]
         self.small = nn.Embedding(sum(self.sizes), width)  # the small vocabularies one after the other
         all_sizes = torch.tensor(self.sizes)
         self.register_buffer("starts", all_sizes.cumsum(0) - all_sizes, persistent=False)
-        self.authors = nn.Embedding(config.hash_buckets + 1, width)
-        self.tags = nn.Embedding(config.hash_buckets + 1, width, padding_idx=0)
-        self.feedback = nn.Linear(NUM_BITS, width)
+        hashed_table = partial(nn.Embedding, config.hash_buckets + 1, width)
+        self.authors = hashed_table() if "author" in fields else None
+        self.tags = hashed_table(padding_idx=0) if "tags" in fields else None
+        self.feedback = nn.Linear(NUM_BITS, width) if "feedback" in fields else None
+        self.items = hashed_table() if "item" in fields else None
         self.register_buffer("bits", 1 << torch.arange(NUM_BITS), persistent=False)
-        self.large_width = 3 * width
-        for table in (self.small, self.authors, self.tags):
-            nn.init.normal_(table.weight, std=INIT_STD)
-        with torch.no_grad():
-            self.tags.weight[0].zero_()
+        self.large_width = width * sum(part is not None for part in (self.authors, self.tags, self.feedback, self.items))
+        for table in (self.small, self.authors, self.tags, self.items):
+            if table is not None:
+                nn.init.normal_(table.weight, std=INIT_STD)
+        if self.tags is not None:
+            with torch.no_grad():
+                self.tags.weight[0].zero_()
 
     def forward(self, requests: Requests, items: ItemTable, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of the events `index` (places in the history arrays) of the requests `rows`: rows of `small`, int64 [N, F],
         and the embeddings of the other fields, [N, large_width]."""
         place = items.place(requests.history_items[index])
         duration = requests.history_duration_ms[index]
-        small = torch.stack(
-            [
-                *items.codes[place].unbind(1),
-                gap_bucket(requests.ts_us[rows] - requests.history_ts_us[index]),
-                ratio_bucket(requests.history_play_ms[index], duration),
-                duration_bucket(duration),
-            ],
-            dim=1,
-        )
-        given = requests.history_authors[index]
-        authors = torch.where(given < 0, items.authors[place], hashed(given, self.buckets))
-        flags = (requests.history_feedback[index, None] & self.bits) != 0
-        tags = F.embedding_bag(items.tags[place], self.tags.weight, mode="mean", padding_idx=0)
-        large = [self.authors(authors), tags, self.feedback(flags.to(self.small.weight.dtype))]
-        return small + self.starts, torch.cat(large, dim=1)
+        small = list(items.codes[place].unbind(1))
+        if "gap" in self.chosen:
+            small.append(gap_bucket(requests.ts_us[rows] - requests.history_ts_us[index]))
+        if "play" in self.chosen:
+            small.append(ratio_bucket(requests.history_play_ms[index], duration))
+        if "duration" in self.chosen:
+            small.append(duration_bucket(duration))
+        large = [self.small.weight.new_zeros(len(index), 0)]
+        if self.authors is not None:
+            given = requests.history_authors[index]
+            large.append(self.authors(torch.where(given < 0, items.authors[place], hashed(given, self.buckets))))
+        if self.tags is not None:
+            large.append(F.embedding_bag(items.tags[place], self.tags.weight, mode="mean", padding_idx=0))
+        if self.feedback is not None:
+            flags = (requests.history_feedback[index, None] & self.bits) != 0
+            large.append(self.feedback(flags.to(self.small.weight.dtype)))
+        if self.items is not None:
+            large.append(self.items(items.ids[place]))
+        return torch.stack(small, dim=1) + self.starts, torch.cat(large, dim=1)
 
 
 def gap_bucket(gap_us: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from model.architectures import build_decoder
-from model.context import DURATIONS, GAPS, RATIOS
+from model.context import BUCKETS
 from model.feed_forward import MixtureOfExperts
 from schemas.feedback import NUM_BITS
 from schemas.model_config import ModelConfig
@@ -51,7 +51,7 @@ def forward_flops(config: ModelConfig, sizes: Sequence[int], context: float, tar
     """Of a batch of `requests` with `context` tokens (one static, the others events) and `targets` each."""
     per_request = _features(config, context) * requests
     # Small vocabularies pass a pathway's first map once a batch, and a position's.
-    fields = sum(sizes) + len(sizes) + GAPS + RATIOS + DURATIONS
+    fields = sum(sizes) + len(sizes) + sum(size for name, size in BUCKETS.items() if name in config.fields)
     places = config.short_length + config.positive_length
     tables = 2 * (2 * fields + places) * config.embed_dim * config.d_model
     features = per_request + tables
@@ -59,9 +59,10 @@ def forward_flops(config: ModelConfig, sizes: Sequence[int], context: float, tar
 
 
 def _features(config: ModelConfig, context: float) -> float:
-    """An event: author, tags and feedback through the pathway's first map, then the second; the static token likewise."""
+    """An event: fields of large vocabularies through the first map, then the second map; the static token likewise."""
     d, e = config.d_model, config.embed_dim
-    event = 2 * NUM_BITS * e + 2 * 3 * e * d + 2 * d * d
+    large = sum(name not in BUCKETS for name in config.fields)
+    event = 2 * NUM_BITS * e * ("feedback" in config.fields) + 2 * large * e * d + 2 * d * d
     return (context - 1) * event + 2 * e * d + 2 * d * d
 
 

@@ -23,6 +23,7 @@ class ItemTable:
     codes: Tensor  # int64 [N + 1, L]; K in the last row
     authors: Tensor  # int64 [N + 1], 1 + bucket; 0 unknown
     tags: Tensor  # int64 [N + 1, MAX_TAGS], 1 + bucket; 0 none
+    ids: Tensor  # int64 [N + 1], 1 + bucket of the item's own id; 0 unknown
 
     def __len__(self) -> int:
         return len(self.codes) - 1
@@ -43,13 +44,19 @@ def hashed(ids: Tensor, buckets: int) -> Tensor:
 
 
 def build_item_table(
-    codes: Tensor, authors: Tensor, tag_hashes: Tensor, no_tag: Tensor, sizes: Sequence[int], buckets: int
+    ids: Tensor, codes: Tensor, authors: Tensor, tag_hashes: Tensor, no_tag: Tensor, sizes: Sequence[int], buckets: int
 ) -> ItemTable:
-    """`codes` int [N, L], raw `authors` int64 [N] (-1 unknown), `tag_hashes` int64 [N, MAX_TAGS] with the bool mask
-    `no_tag` of absent ones; `sizes` are the codes of each level, `buckets` those of the hashes."""
+    """`ids` int64 [N], `codes` int [N, L], raw `authors` int64 [N] (-1 unknown), `tag_hashes` int64 [N, MAX_TAGS] with the
+    bool mask `no_tag` of absent ones; `sizes` are the codes of each level, `buckets` those of the hashes."""
     tags = torch.where(no_tag, 0, 1 + tag_hashes.remainder(buckets))
     return ItemTable(
         codes=torch.cat([codes.long(), torch.tensor([list(sizes)], device=codes.device)]),
-        authors=torch.cat([hashed(authors, buckets), authors.new_zeros(1)]),
-        tags=torch.cat([tags, tags.new_zeros(1, tags.shape[1])]),
+        authors=with_unknown(hashed(authors, buckets)),
+        tags=with_unknown(tags),
+        ids=with_unknown(hashed(ids, buckets)),
     )
+
+
+def with_unknown(places: Tensor) -> Tensor:
+    """A row of zeros more, for the item that the catalogue does not know."""
+    return torch.cat([places, places.new_zeros(1, *places.shape[1:])])

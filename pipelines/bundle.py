@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.item_table import ItemTable
+from model.item_table import ItemTable, hashed, with_unknown
 from model.ranker import Ranker
 from model.trie import Trie
 from pipelines.catalogue import Catalogue
@@ -94,7 +94,8 @@ def load_bundle(folder: str | Path) -> Bundle:
         codebook_version=manifest["codebook_version"],
         sizes=decoder.sizes,
     )
-    items = ItemTable(**{name: tensors[f"field_{name}"] for name in ("codes", "authors", "tags")})
+    ids = with_unknown(hashed(tensors["item_ids"], decoder.config.hash_buckets))
+    items = ItemTable(**{name: tensors[f"field_{name}"] for name in ("codes", "authors", "tags")}, ids=ids)
     trie = build_trie(catalogue)
     stored = tensors_of(folder / "trie.safetensors")
     if any(not torch.equal(stored[name], tensor) for name, tensor in trie_tensors(trie).items()):

@@ -36,6 +36,7 @@ def item_table(
     tags, no_tag = np.zeros((len(catalogue), MAX_TAGS), np.int64), np.ones((len(catalogue), MAX_TAGS), bool)
     tags[place[known]], no_tag[place[known]] = hashes[known], absent[known]
     return build_item_table(
+        torch.from_numpy(np.array(catalogue.item_ids)),
         torch.from_numpy(np.array(catalogue.codes)),
         torch.from_numpy(authors),
         torch.from_numpy(tags),

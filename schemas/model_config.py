@@ -26,6 +26,9 @@ class MoeConfig:
         require(self.shared >= 0 and self.width >= 1, "model.moe.width", "must be at least 1, and shared at least 0")
 
 
+EventField = Literal["item", "author", "tags", "feedback", "gap", "play", "duration"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The lazy decoder (OneRec-V2, section 2.2) and its peers. Names follow the paper's Table 5 and equations 1 to 10."""
@@ -38,18 +41,27 @@ class ModelConfig:
     heads: int = 4
     ffn_width: int = 4  # of d_model
     embed_dim: int = 32  # of one code, one hashed field
+    fields: tuple[EventField, ...] = (
+        "author",
+        "tags",
+        "feedback",
+        "gap",
+        "play",
+        "duration",
+    )  # of an event, beside its codes
     l_kv: int = 1  # of lazy, as s_kv
     s_kv: Literal[1, 2] = 1
     g_kv: int = 4
     short_length: int = 20
     positive_length: int = 50
-    hash_buckets: int = 20_000  # of authors and attributes
+    hash_buckets: int = 20_000  # of authors, tags and attributes, and of items where `fields` names them
     dropout: float = 0.1
     moe: MoeConfig = field(default_factory=MoeConfig)
 
     def __post_init__(self) -> None:
         require(self.d_model % self.heads == 0, "model.heads", "must divide d_model")
         require(self.heads % self.g_kv == 0, "model.g_kv", "must divide heads")
+        require(len(set(self.fields)) == len(self.fields), "model.fields", "must name each field once")
         require(1 <= self.l_kv <= self.layers, "model.l_kv", "must lie between 1 and layers")
         encodes = (self.architecture == "encoder_decoder") == (self.encoder_layers > 0)
         require(encodes, "model.encoder_layers", "must be above 0 for architecture encoder_decoder, and 0 for the others")

@@ -28,7 +28,8 @@ def catalogue(num_items: int, num_codes: int = 8, seed: int = 0, buckets: int = 
     codes = torch.randint(0, num_codes, (num_items, 3), generator=g)
     authors = torch.randint(-1, 9, (num_items,), generator=g)
     tags = torch.randint(0, 2**60, (num_items, 3), generator=g)
-    return build_item_table(codes, authors, tags, torch.rand(num_items, 3, generator=g) > 0.6, [num_codes] * 3, buckets)
+    absent = torch.rand(num_items, 3, generator=g) > 0.6
+    return build_item_table(torch.arange(num_items), codes, authors, tags, absent, [num_codes] * 3, buckets)
 
 
 def random_requests(

@@ -82,6 +82,34 @@ def test_padding_is_masked_and_every_row_has_its_static_token() -> None:
     assert len(layout.places.unique()) == len(layout.places) == int(layout.valid_RT.sum()) == len(tokens)
 
 
+FIELDS = ("item", "author", "tags", "feedback", "gap", "play", "duration")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_is_read_where_it_is_chosen_and_only_there(field: str) -> None:
+    requests = random_requests(6, 30, seed=3)
+    other = dataclasses.replace(
+        requests,
+        history_authors=requests.history_authors + 1 if field == "author" else requests.history_authors,
+        history_feedback=requests.history_feedback ^ (1 << 5) if field == "feedback" else requests.history_feedback,
+        history_ts_us=requests.history_ts_us - 10**15 if field == "gap" else requests.history_ts_us,
+        history_play_ms=requests.history_play_ms + 90_000 if field == "play" else requests.history_play_ms,
+    )
+    if field == "duration":
+        other.history_duration_ms = other.history_duration_ms + 10**6
+    items = dataclasses.replace(
+        ITEMS,
+        ids=(ITEMS.ids + 1) % 50 if field == "item" else ITEMS.ids,
+        tags=(ITEMS.tags + 1) % 50 if field == "tags" else ITEMS.tags,
+    )
+    for fields in (FIELDS, tuple(name for name in FIELDS if name != field), (field,), ()):
+        if "play" in fields and field == "duration":
+            continue  # a ratio to the duration reads it, too
+        decoder = small_decoder(fields=fields).eval()
+        same = torch.equal(decoder.context(requests, ITEMS)[0], decoder.context(other, items)[0])
+        assert same == (field not in fields)
+
+
 def test_tokens_are_counted_without_making_them() -> None:
     requests, decoder = random_requests(30, 30, history=15), small_decoder()
     _, layout = decoder.context(requests, ITEMS)

@@ -20,6 +20,7 @@ EXPERTS = MoeConfig(experts=4, active=2, width=8, first_dense=1)
 SHAPES: dict[str, dict[str, object]] = {
     "lazy": {"l_kv": 2, "s_kv": 2, "g_kv": 1},
     "lazy, experts": {"moe": EXPERTS},
+    "lazy, other fields": {"fields": ("item", "author", "gap")},
     "lazy, session": {"target": "session"},
     "encoder-decoder": {"architecture": "encoder_decoder", "encoder_layers": 3, "g_kv": 1},
     "encoder-decoder, experts": {

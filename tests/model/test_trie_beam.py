@@ -46,6 +46,7 @@ def test_every_generated_triple_is_a_real_item(
 ) -> None:
     decoder = small_decoder(seed, sizes).eval()
     table = build_item_table(
+        torch.arange(len(codes)),
         torch.tensor(codes),
         torch.zeros(len(codes)).long(),
         torch.zeros(len(codes), 3).long(),
@@ -91,7 +92,8 @@ def exact_scores(decoder, requests, table, row: int) -> torch.Tensor:
 
 def test_items_that_share_codes_follow_by_rank_and_exclusions_are_left_out() -> None:
     codes = torch.tensor([[1, 2, 3]] * 3 + [[4, 5, 6]])
-    table = build_item_table(codes, torch.zeros(4).long(), torch.zeros(4, 3).long(), torch.ones(4, 3).bool(), [8] * 3, 50)
+    absent = torch.ones(4, 3).bool()
+    table = build_item_table(torch.arange(4), codes, torch.zeros(4).long(), torch.zeros(4, 3).long(), absent, [8] * 3, 50)
     trie = Trie(codes, torch.tensor([2, 0, 1, 0]), [8] * 3)
     requests = random_requests(6, 4, history=4)
     ranker = Ranker(small_decoder(), table, trie)

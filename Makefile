@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-semantic-ids soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-semantic-ids soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -74,6 +74,10 @@ bench-tokenizer: setup  ## RQ-Kmeans beside faiss and scikit-learn at equal seed
 
 bench-kmeans-on-gpu: setup  ## a level of K-means on a GPU beside flash-kmeans (where installed) and plain PyTorch
 	$(BIN)/python -m benchmarks.kmeans_on_gpu
+
+bench-architectures: setup  ## a training step of the lazy decoder beside its peers, and its grid; FULL=1: 20 steps, 30M parameters
+	$(BIN)/python -m benchmarks.architectures
+	$(BIN)/python -m benchmarks.architectures --grid
 
 bench-semantic-ids: setup  ## recall by item vector, balance and collision rule, CONFIG= and DATA=; about 4 minutes a row
 	$(BIN)/python -m benchmarks.semantic_ids --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))

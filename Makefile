@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-semantic-ids soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long test-gpu format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-semantic-ids soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -46,6 +46,9 @@ test: setup  ## every test but the long ones
 
 test-long: setup  ## kills, nights, whole backfills, spark-submit, a cluster of two nodes, MLflow on PostgreSQL, Ray servers that end
 	$(BIN)/python -m pytest -m long
+
+test-gpu: setup  ## what only a GPU can show
+	$(BIN)/python -m pytest tests/model/test_on_gpu.py
 
 format: setup  ## put the code into shape
 	$(BIN)/ruff check --fix .

@@ -23,6 +23,8 @@ import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from model.architectures import build_decoder
@@ -41,7 +43,7 @@ from pipelines.checkpoints import load_model, newest_state, refuse_other_codeboo
 from pipelines.devices import random_state, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
 from pipelines.training_data import TrainingData, open_data
-from pipelines.training_state import averaged, restore_training, training_tensors
+from pipelines.training_state import averaged, gathered, restore_training, shard, training_tensors
 from schemas.config import Config
 
 SAY_SECONDS = 10.0
@@ -135,9 +137,12 @@ class Training:
             refuse_other_codebook(Path(settings["initial"]), description, data.catalogue.codebook_version)
             self.decoder.load_state_dict(initial.state_dict())
         # Workers must not take over the first one's buffers, which count their own experts' load.
-        self.model: nn.Module = (
-            self.decoder if world == 1 else DistributedDataParallel(self.decoder, broadcast_buffers=False)
-        )
+        self.model: nn.Module = self.decoder
+        self.sharded = train.shard and world > 1
+        if self.sharded:
+            shard(self.decoder, self.device)
+        elif world > 1:  # each counts its own experts' load, in a buffer
+            self.model = DistributedDataParallel(self.decoder, broadcast_buffers=False)
         self.optimizer = torch.optim.AdamW(_groups(self.decoder, train.weight_decay), lr=train.learning_rate, fused=True)
         self.average = averaged(self.decoder, train.average)
         self.best = Best()
@@ -149,10 +154,11 @@ class Training:
         self.meter = self._meter()
         self.started = self.said = time.perf_counter()
 
-    @property
     def result(self) -> Decoder:
-        """The weights that are validated and saved."""
-        return cast(Decoder, self.average.module) if self.average else self.decoder
+        """What is validated and saved, whole on the first worker. Every worker must ask for it."""
+        if self.average:
+            return cast(Decoder, self.average.module)
+        return gathered(self.decoder, self.device) if self.sharded else self.decoder
 
     def run(self) -> None:
         self._resume()
@@ -169,14 +175,14 @@ class Training:
                 break
         self._report(final=True)
         self._checkpoint()
+        result = self.result()
         if self.rank == 0:
-            self._save()
+            self._save(result)
 
-    def _save(self) -> None:
+    def _save(self, result: Decoder) -> None:
         if self.config.train.patience and self.best.epoch:
-            self.decoder, _ = load_model(self.folder / BEST)
-            self.average = None
-        save_model(self.folder, self.result, self.data.description(self.result))
+            result, _ = load_model(self.folder / BEST)
+        save_model(self.folder, result, self.data.description(result))
         (self.folder / HISTORY).write_text(json.dumps(self.history))
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -208,6 +214,9 @@ class Training:
 
     def _without_exchange(self, wanted: bool) -> AbstractContextManager[None]:
         """Gradients stay with the worker until the batch that ends the step."""
+        if self.sharded:
+            cast(FSDPModule, self.decoder).set_requires_gradient_sync(not wanted)
+            return nullcontext()
         return self.model.no_sync() if wanted and self.world > 1 else nullcontext()  # type: ignore[operator]
 
     def _descend(self, batch: Batch) -> None:
@@ -215,7 +224,8 @@ class Training:
         rate = settings.learning_rate * schedule(self.step, batch.progress, settings.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.meter.norms.append(nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip_norm))
+        norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip_norm)
+        self.meter.norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._balance()
@@ -254,10 +264,9 @@ class Training:
     @torch.no_grad()
     def _validate(self, epoch: int) -> None:
         """Mean loss on a sample of validation requests, and with `patience` their NDCG; the first worker alone."""
-        requests = self.data.validation()
+        requests, decoder = self.data.validation(), self.result().eval()
         if self.rank or not len(requests):
             return
-        decoder = self.result.eval()
         parts = []
         for rows in torch.arange(len(requests)).split(self.config.train.batch_requests):
             some = take_rows(requests, rows).to(self.device)
@@ -267,16 +276,16 @@ class Training:
         row |= {f"validation_loss_level_{i + 1}": v for i, v in enumerate(per_level)}
         line = f"epoch {epoch}: validation loss {row['validation_loss']:.4f} on {len(requests)} requests"
         if self.config.train.patience:
-            row["validation_ndcg"] = self._ndcg(requests)
+            row["validation_ndcg"] = self._ndcg(decoder, requests)
             line += f", NDCG@{NDCG_AT} {row['validation_ndcg']:.4f}"
             if self.best.better(row["validation_ndcg"], epoch):
                 save_model(self.folder / BEST, decoder, self.data.description(decoder))
         self.history.append(row)
         self._say(line, force=True)
 
-    def _ndcg(self, requests: Requests) -> float:
+    def _ndcg(self, decoder: Decoder, requests: Requests) -> float:
         some = take_rows(requests, torch.arange(min(len(requests), RANKED)))
-        ranker = Ranker(self.result, self.items, self.trie)
+        ranker = Ranker(decoder, self.items, self.trie)
         batches = (take_rows(some, rows) for rows in torch.arange(len(some)).split(self.config.evaluate.batch_requests))
         ranks = [self._ranks(ranker, batch) for batch in batches]
         return float(columns_of(np.concatenate(ranks), (NDCG_AT,))[f"ndcg@{NDCG_AT}"].mean())
@@ -337,9 +346,8 @@ class Training:
         return Meter(zeros(self.data.levels), zeros(len(self.further)))
 
     def _checkpoint(self) -> None:
-        states = self._random_states()
+        tensors = training_tensors(self.decoder, self.optimizer, self.average) | {"random": self._random_states()}
         if self.rank == 0:
-            tensors = training_tensors(self.decoder, self.optimizer, self.average) | {"random": states}
             sums = (self.meter.nll_L.tolist(), self.meter.further.tolist())
             meter = {"nll": sums[0], "further": sums[1], "targets": self.meter.targets}
             state = {"step": self.step, "position": self.position.as_dict(), "history": self.history, "meter": meter}

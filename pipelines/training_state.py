@@ -1,16 +1,29 @@
-"""What a checkpoint holds of a model in training, as tensors by name: weights, optimiser state, moving average."""
+"""A model in training as whole tensors by name, for checkpoints, validation and saving: weights, optimiser state, moving
+average. With `train.shard` the workers hold parts of them (FSDP2), and every worker must call the functions here together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from model.architectures import build_decoder
 from model.decoder import Decoder
 
-OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first worker; the others get nothing
 
 
 def averaged(decoder: Decoder, decay: float) -> AveragedModel | None:
@@ -18,13 +31,31 @@ def averaged(decoder: Decoder, decay: float) -> AveragedModel | None:
     return AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
+def shard(decoder: Decoder, device: torch.device) -> None:
+    """Spreads weights, gradients and optimiser states over all workers, block by block; in place."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in decoder.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(decoder, mesh=mesh)
+
+
+def gathered(decoder: Decoder, device: torch.device) -> Decoder:
+    """A whole copy of a sharded decoder on the first worker; elsewhere its weights are random."""
+    weights, _ = get_state_dict(decoder, (), options=WHOLE)
+    whole = build_decoder(decoder.config, decoder.sizes, decoder.engaged_mask).to(device)
+    if weights:
+        whole.load_state_dict(weights)
+    return whole
+
+
 def training_tensors(
     decoder: Decoder, optimizer: torch.optim.Optimizer, average: AveragedModel | None
 ) -> dict[str, Tensor]:
-    tensors = {f"weights/{name}": value for name, value in decoder.state_dict().items()}
-    for name, parameter in decoder.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{key}/{name}"] = value
+    weights, states = get_state_dict(decoder, optimizer, options=WHOLE)
+    tensors: dict[str, Any] = {f"weights/{name}": value for name, value in weights.items()}
+    by_parameter: dict[str, Any] = cast(dict[str, Any], states.get("state", {}))
+    for name, state in by_parameter.items():
+        tensors |= {f"optimizer/{key}/{name}": value for key, value in state.items()}
     if average is not None:
         tensors |= {f"average/{name}": value for name, value in average.state_dict().items()}
     return tensors
@@ -33,11 +64,20 @@ def training_tensors(
 def restore_training(
     tensors: Mapping[str, Tensor], decoder: Decoder, optimizer: torch.optim.Optimizer, average: AveragedModel | None
 ) -> None:
-    """The inverse, onto the device of the decoder."""
-    decoder.load_state_dict(_below(tensors, "weights/"))
-    for name, parameter in decoder.named_parameters():
-        state = {key: tensors[f"optimizer/{key}/{name}"].to(parameter.device) for key in OPTIMIZER_KEYS}
-        optimizer.state[parameter] = state
+    """The inverse; every worker has read the tensors."""
+    states: dict[str, Any] = {}
+    for name, value in _below(tensors, "optimizer/").items():
+        key, parameter = name.split("/")
+        states.setdefault(parameter, {})[key] = value
+    groups = get_optimizer_state_dict(decoder, optimizer)["param_groups"]
+    weights: dict[str, Any] = _below(tensors, "weights/")
+    set_state_dict(
+        decoder,
+        optimizer,
+        model_state_dict=weights,
+        optim_state_dict={"state": states, "param_groups": groups},
+        options=StateDictOptions(full_state_dict=True),
+    )
     if average is not None:
         average.load_state_dict(_below(tensors, "average/"))
 

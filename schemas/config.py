@@ -312,11 +312,14 @@ class TrainConfig:
     night_learning_rate: float = 5e-4  # of the one pass over a new day that continues an earlier model
     num_workers: int = resource(0)  # 0: in this process
     threads: int = resource(0)  # of one worker; 0: PyTorch's default
+    shard: bool = resource(False)  # weights, gradients and optimiser states are spread over the workers (FSDP2)
     recompute: bool = resource(False)  # blocks run again in the backward pass instead of keeping their activations
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, "train.accumulate", "must be at least 1")
         require(0 <= self.average < 1, "train.average", "must be at least 0 and below 1")
+        apart = not (self.shard and self.average)
+        require(apart, "train.average", "must be 0 with train.shard: an average of parts is not built")
         require(self.patience >= 0, "train.patience", "must be at least 0")
 
 

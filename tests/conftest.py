@@ -12,6 +12,7 @@ import torch
 
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    collect_ignore = ["model/test_on_gpu.py"]
 
 from pipelines.engines import Engines
 from schemas.config import ResourceConfig

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import pytest
 import torch
 
-from model.attention import QueryLayout
 from model.decoder import code_nll
 from model.lazy_decoder import LazyDecoder
 from model.requests import Requests
@@ -48,57 +46,6 @@ def test_loss_is_equation_ten() -> None:
     assert loss.targets == count
     assert loss.total.item() == pytest.approx(total / count, abs=1e-5)
     assert loss.per_level.mean().item() == pytest.approx(loss.total.item(), abs=1e-5)
-
-
-def test_a_code_is_predicted_from_the_codes_before_it_alone() -> None:
-    requests = random_requests(1, 30, targets=1)
-    decoder = small_decoder().eval()
-    for changed in range(3):
-        other = copy.copy(ITEMS)
-        codes = ITEMS.codes.clone()
-        codes[requests.target_items[0], changed] = (codes[requests.target_items[0], changed] + 1) % 8
-        known = requests.history_items != requests.target_items[0]
-        history = torch.where(known, requests.history_items, -1)  # the target is no part of its own context
-        alone = dataclasses.replace(requests, history_items=history)
-        other = dataclasses.replace(ITEMS, codes=codes)
-        same = [torch.equal(a, b) for a, b in zip(decoder(alone, ITEMS), decoder(alone, other), strict=True)]
-        assert same == [level <= changed for level in range(3)]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"g_kv": 1}, {"s_kv": 2}, {"l_kv": 2, "layers": 4}, {"s_kv": 2, "l_kv": 2, "g_kv": 1}],
-    ids=["plain", "gqa", "separate", "layers", "all"],
-)
-def test_targets_together_equal_targets_one_by_one(changes: dict) -> None:
-    requests = random_requests(8, 30, seed=2, least=0)
-    decoder = small_decoder(**changes).eval()
-    together = decoder(requests, ITEMS)
-    at = 0
-    for row in range(len(requests)):
-        for target in range(int(requests.target_offsets[row + 1] - requests.target_offsets[row])):
-            alone = decoder(only_row(requests, row, target), ITEMS)
-            for level in range(3):
-                assert torch.allclose(together[level][at], alone[level][0], atol=1e-5)
-            at += 1
-    assert at == len(requests.target_items)
-    loss = decoder.loss(requests, ITEMS).total
-    loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
-
-
-def test_garbage_in_padding_changes_no_score() -> None:
-    requests = random_requests(6, 30, history=9)
-    decoder = small_decoder().eval()
-    kv = decoder.encode(requests, ITEMS)
-    codes = torch.zeros(len(requests), 2, dtype=torch.long)
-    layout = QueryLayout(len(requests), 1, None)
-    clean, _ = decoder.hidden(decoder.embed(codes), kv, layout)
-    padding = (kv.bias_R11T[:, 0, 0] < 0)[:, None, :, None]
-    assert padding.any()
-    kv.pairs = [(k.masked_fill(padding, 1e4), v.masked_fill(padding, -1e4)) for k, v in kv.pairs]
-    dirty, _ = decoder.hidden(decoder.embed(codes), kv, layout)
-    assert torch.equal(clean, dirty)
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

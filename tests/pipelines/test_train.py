@@ -203,7 +203,7 @@ def test_the_average_follows_the_weights_and_is_what_counts(small_lake, ray_modu
         training._train(batch)
         now = [p.detach().clone() for p in training.decoder.parameters()]
         wanted = [0.7 * old + 0.3 * new for old, new in zip(wanted, now, strict=True)] if wanted else now
-    training._save()
+    training._save(training.result())
     saved, _ = load_model(tmp_path)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(saved.parameters(), wanted, strict=True))
     assert not torch.equal(next(saved.parameters()), next(training.decoder.parameters()))

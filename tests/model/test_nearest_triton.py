@@ -1,4 +1,4 @@
-"""The GPU's screen: its kernel run by Triton's interpreter here, and on a GPU the same bits as on a CPU."""
+"""The kernel of a GPU's screen, run by Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: its labels, codebooks, scores and gradients are those of a CPU. Collected where there is one."""
+"""What only a GPU can show: its labels, codebooks, scores and gradients are those of a CPU."""
 
 from __future__ import annotations
 

@@ -34,22 +34,18 @@ from model.device_rate import peak_rate
 from model.feed_forward import mixtures
 from model.flops import FORWARD_AND_BACKWARD, forward_flops
 from model.positives import take_rows
-from model.ranker import Ranker
-from model.ranking_metrics import columns_of, target_ranks
 from model.requests import Requests
-from model.trie import Trie
-from pipelines.bundle import build_trie
 from pipelines.checkpoints import load_model, newest_state, refuse_other_codebook, save_model, save_state
 from pipelines.devices import random_state, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
 from pipelines.training_data import TrainingData, open_data
 from pipelines.training_state import averaged, gathered, restore_training, shard, training_tensors
+from pipelines.validation import NDCG, Validation
 from schemas.config import Config
 
 SAY_SECONDS = 10.0
 HISTORY = "history.json"
 CHECKPOINTS, BEST = "checkpoints", "best"
-RANKED, NDCG_AT = 500, 10  # validation requests that are ranked, for `patience`
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -136,7 +132,6 @@ class Training:
             initial, description = load_model(settings["initial"])
             refuse_other_codebook(Path(settings["initial"]), description, data.catalogue.codebook_version)
             self.decoder.load_state_dict(initial.state_dict())
-        # Workers must not take over the first one's buffers, which count their own experts' load.
         self.model: nn.Module = self.decoder
         self.sharded = train.shard and world > 1
         if self.sharded:
@@ -152,7 +147,7 @@ class Training:
         self.history: list[dict[str, float]] = []
         self.peak = peak_rate(self.device, torch.bfloat16 if train.precision == "bfloat16" else torch.float32)
         self.meter = self._meter()
-        self.started = self.said = time.perf_counter()
+        self.said = time.perf_counter()
 
     def result(self) -> Decoder:
         """What is validated and saved, whole on the first worker. Every worker must ask for it."""
@@ -162,6 +157,15 @@ class Training:
 
     def run(self) -> None:
         self._resume()
+        if not self._is_enough():  # a run that was killed after its last epoch has had enough
+            self._epochs()
+        self._report(final=True)
+        self._checkpoint()
+        result = self.result()
+        if self.rank == 0:
+            self._save(result)
+
+    def _epochs(self) -> None:
         for batch in self._timed(self.data.stream.batches(self.position)):
             if not self._train(batch):
                 continue
@@ -172,12 +176,7 @@ class Training:
             if self.settings.get("failpoint"):
                 self.settings["failpoint"](self.step)
             if batch.ends_epoch and self._is_enough():
-                break
-        self._report(final=True)
-        self._checkpoint()
-        result = self.result()
-        if self.rank == 0:
-            self._save(result)
+                return
 
     def _save(self, result: Decoder) -> None:
         if self.config.train.patience and self.best.epoch:
@@ -261,43 +260,25 @@ class Training:
         codes_TL = self.items.codes[requests.target_items]
         return code_nll(self.model(requests, self.items), codes_TL, label_smoothing)
 
-    @torch.no_grad()
     def _validate(self, epoch: int) -> None:
-        """Mean loss on a sample of validation requests, and with `patience` their NDCG; the first worker alone."""
-        requests, decoder = self.data.validation(), self.result().eval()
-        if self.rank or not len(requests):
+        """Adds the validation figures to the history and keeps the best epoch; the first worker alone."""
+        decoder = self.result().eval()
+        if self.rank:
             return
-        parts = []
-        for rows in torch.arange(len(requests)).split(self.config.train.batch_requests):
-            some = take_rows(requests, rows).to(self.device)
-            parts.append(code_nll(decoder(some, self.items), self.items.codes[some.target_items]))
-        per_level = torch.cat(parts).mean(0).tolist()
-        row = {"step": self.step, "validation_loss": float(np.mean(per_level))}
-        row |= {f"validation_loss_level_{i + 1}": v for i, v in enumerate(per_level)}
-        line = f"epoch {epoch}: validation loss {row['validation_loss']:.4f} on {len(requests)} requests"
-        if self.config.train.patience:
-            row["validation_ndcg"] = self._ndcg(decoder, requests)
-            line += f", NDCG@{NDCG_AT} {row['validation_ndcg']:.4f}"
-            if self.best.better(row["validation_ndcg"], epoch):
+        found = self.validation.figures(decoder, ranked=self.config.train.patience > 0)
+        if not found:
+            return
+        self.history.append({"step": self.step, **found})
+        line = f"epoch {epoch}: validation loss {found['validation_loss']:.4f}"
+        if NDCG in found:
+            line += f", NDCG {found[NDCG]:.4f}"
+            if self.best.better(found[NDCG], epoch):
                 save_model(self.folder / BEST, decoder, self.data.description(decoder))
-        self.history.append(row)
         self._say(line, force=True)
 
-    def _ndcg(self, decoder: Decoder, requests: Requests) -> float:
-        some = take_rows(requests, torch.arange(min(len(requests), RANKED)))
-        ranker = Ranker(decoder, self.items, self.trie)
-        batches = (take_rows(some, rows) for rows in torch.arange(len(some)).split(self.config.evaluate.batch_requests))
-        ranks = [self._ranks(ranker, batch) for batch in batches]
-        return float(columns_of(np.concatenate(ranks), (NDCG_AT,))[f"ndcg@{NDCG_AT}"].mean())
-
-    def _ranks(self, ranker: Ranker, requests: Requests) -> np.ndarray:
-        settings = self.config.evaluate
-        ranked = ranker.rank(requests.to(self.device), NDCG_AT, settings.beam, settings.mask_history).cpu()
-        return target_ranks(ranked, requests.target_rows(), requests.target_items)
-
     @cached_property
-    def trie(self) -> Trie:
-        return build_trie(self.data.catalogue, self.device)
+    def validation(self) -> Validation:
+        return Validation(self.data, self.items)
 
     def _is_enough(self) -> bool:
         """Whether the last epochs brought nothing, the same on every worker."""

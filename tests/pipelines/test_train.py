@@ -219,6 +219,10 @@ def test_patience_ends_the_run_with_the_best_epochs_weights(small_lake, ray_modu
     train(settings_for(small_lake, tmp_path / "moving", with_train(epochs=4, patience=9, learning_rate=0.05)))
     history = json.loads((tmp_path / "moving" / "history.json").read_text())
     found = [row["validation_ndcg"] for row in history if "validation_ndcg" in row]
+    lines: list[str] = []
+    (tmp_path / "still" / "weights.safetensors").unlink()  # as if killed before it was saved
+    train(settings_for(small_lake, tmp_path / "still", config, say=lines.append))
+    assert len(lines) == 1 and (tmp_path / "still" / "weights.safetensors").is_file()  # resumed, and nothing more
     best, _ = load_model(tmp_path / "moving" / "best")
     got, _ = load_model(tmp_path / "moving")
     assert len(found) == 4 and len(set(found)) > 1

@@ -12,7 +12,7 @@ purity    share of tagged items that have the commonest tag of their first code 
           above chance that is: 0 is no better than the same buckets with shuffled tags, 1 is one tag a bucket
 seconds   of wall time for the fit and the codes, on whatever else the machine does; shares of one core are not comparable
 
-`rq-kmeans` is this project's tokenizer, `equal` and `capped` its balanced clusters (`tokenize.balance`). `rq-vae` is
+`rq-kmeans` is this project's tokenizer, `relaxed`, `equal` and `capped` its ways of `tokenize.balance`. `rq-vae` is
 `model.rq_vae` at TIGER's sizes for 200 passes over the items; with restarts, codes that win no row for a pass start
 anew; in the same seconds, it stops when it has taken as long as `rq-kmeans` did. `faiss` is its residual quantizer with
 greedy codes (a beam of 1) and its defaults otherwise.
@@ -88,7 +88,7 @@ def rq_kmeans(items: Items, settings: TokenizeConfig) -> Coded:
     return Coded(found.codes_NL, rebuilt(found.codebook.centroids, found.codes_NL))
 
 
-def balanced(items: Items, settings: TokenizeConfig, balance: Literal["equal", "capped"]) -> Coded:
+def balanced(items: Items, settings: TokenizeConfig, balance: Literal["relaxed", "equal", "capped"]) -> Coded:
     return rq_kmeans(items, replace(settings, balance=balance))
 
 
@@ -116,6 +116,7 @@ def by_faiss(items: Items, settings: TokenizeConfig) -> Coded:
 
 SYSTEMS: dict[str, Callable[[Items, TokenizeConfig], Coded]] = {
     "rq-kmeans": rq_kmeans,
+    "rq-kmeans relaxed": partial(balanced, balance="relaxed"),
     "rq-kmeans equal": partial(balanced, balance="equal"),
     "rq-kmeans capped": partial(balanced, balance="capped"),
     "rq-vae": rq_vae,

@@ -69,6 +69,7 @@ SYSTEMS: dict[str, Change] = {
     "vectors: aligned, MLP": vectors("aligned"),
     "vectors: aligned, MLP, and pairs": vectors("aligned", "pairs"),
     "vectors: aligned, QFormer, and pairs": vectors("aligned", "pairs", model="qformer"),
+    "balance: relaxed": ids(balance="relaxed"),
     "balance: equal": ids(balance="equal"),
     "balance: capped": ids(balance="capped"),
     "collisions: level": ids(collisions="level"),

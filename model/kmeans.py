@@ -65,15 +65,17 @@ def lloyd(
     tolerance: float = 1e-4,
     chunk: int = 65_536,
     reducer: Reducer | None = None,
+    first_KD: Tensor | None = None,
 ) -> Clusters:
-    """K-means of the rows of all ranks. `x_ND` float32 (this rank's rows, possibly none), `ids_N` int64, distinct.
+    """K-means of the rows of all ranks. `x_ND` float32 (this rank's rows, possibly none), `ids_N` int64, distinct; the
+    first centroids are `first_KD`, the same on all ranks, or drawn by `salt`.
 
     Stops after `iterations` updates, or when an update moves nothing or improves the inertia by at most `tolerance` of it.
     Raises ContractViolation where there are no rows or a value is not finite.
     """
     reducer = reducer or Alone()
     shard = Shard(x_ND, grid_of(x_ND, reducer), chunk, reducer)
-    centroids_KD = seed_centroids(x_ND, ids_N, k, salt, reducer)
+    centroids_KD = seed_centroids(x_ND, ids_N, k, salt, reducer) if first_KD is None else first_KD
     seen = shard.look(centroids_KD)
     inertia = [seen.inertia]
     for _ in range(iterations):

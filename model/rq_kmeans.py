@@ -4,18 +4,24 @@ Level l clusters R^(l) into K_l codes, s^(l) = argmin_k |R^(l) - c_k|, R^(l+1) =
 codes are a function of its vector and the codebook alone, so appending items moves no code, and `encode` repeats the
 labels of the fit bit for bit.
 
-With `settings.balance` (OneRec, arXiv 2502.18965, clusters of equal size; or of a largest size) s^(l) of a fitted item is
-the balanced assignment, and the residual subtracts the centroid of that code. Such codes depend on all items of the fit:
-keep them, since `encode` gives nearest centroids, the papers' formula, which for a fitted item may be other codes. The
-same fit again gives the same codes, for any shards and order. Appended items get nearest centroids and move no code; they
-are not balanced, and an item whose vector equals a fitted one may get other codes than it.
+`settings.balance: relaxed` starts each level's Lloyd from clusters of a largest size. Where few items a code lie in a high
+dimension, Lloyd from drawn centroids ends with one code that has many items and many codes that have one or two: a mean of
+few rows is far from all others, so the large codes win them over. Even codes do not fall into that trap, and Lloyd, which
+never raises the loss, keeps most of them even. Codes are nearest centroids all the same.
+
+With equal (OneRec, arXiv 2502.18965: clusters of equal size) or capped (of a largest size) s^(l) of a fitted item is the
+balanced assignment, and the residual subtracts the centroid of that code. Such codes depend on all items of the fit: keep
+them, since `encode` gives nearest centroids, the papers' formula, which for a fitted item may be other codes. The same fit
+again gives the same codes, for any shards and order. Appended items get nearest centroids and move no code; they are not
+balanced, and an item whose vector equals a fitted one may get other codes than it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +33,8 @@ from model.nearest import assign
 from model.reduction import Alone, Reducer
 from schemas.config import RqConfig
 from schemas.errors import ContractViolation
+
+START_ROUNDS = 10  # of Lloyd, and as many of capped clusters, before `relaxed` lets go
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels fitted so far, without `balance` the whole state of a fit: residuals and codes follow bit for bit."""
+    """The levels fitted so far: where codes are nearest centroids the whole state of a fit, its residuals and codes."""
 
     centroids: list[Tensor]  # float32 [K, D] each
     inertia: list[list[float]]
@@ -91,9 +99,9 @@ def fit(
 ) -> Fit:
     """Fits the levels on the rows of all ranks. `residual_ND` float32 is consumed: it ends as the last residual.
 
-    `ids_N` int64 are distinct over all ranks. A fit without balance continues after the levels in `earlier`, the same on
-    all ranks, and gives what one fit without a break gives; `after_level` is called where a further level is done. Raises
-    ContractViolation without rows, with values that are not finite, and for more rows than `balance: equal` handles.
+    `ids_N` int64 are distinct over all ranks. A fit of nearest centroids continues after the levels in `earlier`, the same
+    on all ranks, and gives what one fit without a break gives; `after_level` is called where a further level is done.
+    Raises ContractViolation without rows, with values that are not finite, and for more rows than `balance: equal` handles.
     """
     known = earlier or Levels([], [])
     centroids, inertia, labels = list(known.centroids), list(known.inertia), []
@@ -117,17 +125,15 @@ def _clusters(x_ND: Tensor, ids_N: Tensor, settings: RqConfig, level: int, reduc
     k, salt = settings.sizes[level], settings.seed * 1_000_003 + level
     if settings.balance == "equal":
         return equal_kmeans(x_ND, ids_N, k, salt=salt, iterations=settings.iterations, reducer=reducer)
-    cluster = lloyd if settings.balance == "none" else partial(capped_kmeans, slack=settings.balance_tolerance)
-    return cluster(
-        x_ND,
-        ids_N,
-        k,
-        salt=salt,
-        iterations=settings.iterations,
-        tolerance=settings.tolerance,
-        chunk=settings.chunk,
-        reducer=reducer,
-    )
+    common: dict[str, Any] = {"tolerance": settings.tolerance, "chunk": settings.chunk, "reducer": reducer}
+    capped = partial(capped_kmeans, x_ND, ids_N, k, slack=settings.balance_tolerance, salt=salt, **common)
+    if settings.balance == "capped":
+        return capped(iterations=settings.iterations)
+    if settings.balance == "none":
+        return lloyd(x_ND, ids_N, k, salt=salt, iterations=settings.iterations, **common)
+    start = capped(iterations=min(START_ROUNDS, settings.iterations))
+    found = lloyd(x_ND, ids_N, k, iterations=settings.iterations, first_KD=start.centroids_KD, **common)
+    return replace(found, inertia=[*start.inertia, *found.inertia])
 
 
 def encode(codebook: Codebook, x_ND: Tensor, chunk: int = 65_536) -> Tensor:

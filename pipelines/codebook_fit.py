@@ -127,7 +127,7 @@ def fit_worker(config: dict[str, Any]) -> None:
     earlier = common_levels(read_levels(folder, config["identity"]), reducer, device)
 
     def keep(levels: Levels) -> None:
-        if rank == 0 and settings.balance == "none":
+        if rank == 0 and settings.nearest:
             save_levels(folder, levels, config["identity"])
 
     result = fit(x_ND, ids_N, settings, reducer, earlier, keep)

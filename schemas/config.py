@@ -215,8 +215,9 @@ class RqConfig:
     codes: int | tuple[int, ...] = 256  # of every level, or one number a level
     iterations: int = 30
     tolerance: float = 1e-4  # stop when the relative improvement of the inertia falls below
-    balance: Literal["none", "equal", "capped"] = "none"  # equal: Algorithm 1, up to 100,000 items; capped: any
-    balance_tolerance: float = 0.1  # of capped: no code has more than (1 + this) * items / codes
+    # relaxed: a start from capped codes; equal: Algorithm 1, up to 100,000 items; capped: a largest size, for any number.
+    balance: Literal["none", "relaxed", "equal", "capped"] = "none"
+    balance_tolerance: float = 0.1  # no capped code has more than (1 + this) * items / codes
     seed: int = 0
     num_workers: int = resource(0)  # 0: in this process
     chunk: int = resource(65_536)  # rows assigned at a time
@@ -229,6 +230,11 @@ class RqConfig:
         one_a_level = f"must be one number or {self.levels}, one a level ({self.KEY}.levels)"
         require(len(self.sizes) == self.levels, f"{self.KEY}.codes", one_a_level)
         require(min(self.sizes) >= 1, f"{self.KEY}.codes", "must be at least 1")
+
+    @property
+    def nearest(self) -> bool:
+        """Whether the fit's own codes are those of the nearest centroids."""
+        return self.balance in ("none", "relaxed")
 
     @property
     def sizes(self) -> tuple[int, ...]:

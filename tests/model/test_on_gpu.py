@@ -39,7 +39,7 @@ def test_labels_on_a_gpu_are_the_float64_truth(screen: str, kind: str, n: int, k
 
 
 @pytest.mark.parametrize("kind", ["normal", "grid", "duplicates", "far"])
-@pytest.mark.parametrize("balance", ["none", "equal", "capped"])
+@pytest.mark.parametrize("balance", ["none", "relaxed", "equal", "capped"])
 def test_a_fit_on_a_gpu_has_the_bits_of_one_on_a_cpu(kind: str, balance: str) -> None:
     x, ids = rows_of(kind, 5_000, 48, 2), torch.randperm(90_000)[:5_000]
     settings = TokenizeConfig(codes=(64, 64, 16), iterations=8, balance=balance)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tests.model.shards import on_ranks
 from tests.model.test_kmeans import rows_of, true_labels
 
 SETTINGS = TokenizeConfig(levels=3, codes=16, iterations=8, tolerance=1e-6)
+NEAREST = [SETTINGS, dataclasses.replace(SETTINGS, balance="relaxed")]  # fits whose codes are nearest centroids
 
 
 def same(a: Fit, b: Fit) -> bool:
@@ -29,10 +31,11 @@ def same(a: Fit, b: Fit) -> bool:
     return a.inertia == b.inertia and all(x.numpy().tobytes() == y.numpy().tobytes() for x, y in pairs)
 
 
+@pytest.mark.parametrize("settings", NEAREST, ids=lambda s: s.balance)
 @pytest.mark.parametrize("kind", ["normal", "grid", "duplicates", "far"])
-def test_fit_encode_and_numpy_give_the_same_codes(kind: str) -> None:
+def test_fit_encode_and_numpy_give_the_same_codes(kind: str, settings: TokenizeConfig) -> None:
     x = rows_of(kind, 600, 11, 3)
-    result = fit(x.clone(), torch.arange(600), SETTINGS)
+    result = fit(x.clone(), torch.arange(600), settings)
     residual = x.numpy().copy()
     for level, centroids in enumerate(result.codebook.centroids):
         labels = true_labels(residual, centroids.numpy())
@@ -44,22 +47,24 @@ def test_fit_encode_and_numpy_give_the_same_codes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "grid", "duplicates", "far"])
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_and_order_change_nothing(kind: str, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "settings"), [(2, NEAREST[0]), (4, NEAREST[0]), (3, NEAREST[1])])
+def test_ranks_and_order_change_nothing(kind: str, ranks: int, settings: TokenizeConfig) -> None:
     x, ids = rows_of(kind, 500, 8, 1), torch.randperm(10_000)[:500]
-    alone = fit(x.clone(), ids, SETTINGS)
+    alone = fit(x.clone(), ids, settings)
     parts = torch.randperm(500).tensor_split(ranks)
-    results = on_ranks(ranks, lambda reducer: fit(x[parts[reducer.rank]], ids[parts[reducer.rank]], SETTINGS, reducer))
+    results = on_ranks(ranks, lambda reducer: fit(x[parts[reducer.rank]], ids[parts[reducer.rank]], settings, reducer))
     for part, result in zip(parts, results, strict=True):
         assert same(result, alone)
         assert torch.equal(result.codes_NL, alone.codes_NL[part])
 
 
-@pytest.mark.parametrize("kind", ["normal", "duplicates"])
+@pytest.mark.parametrize(("kind", "balance"), [("normal", "none"), ("normal", "relaxed"), ("duplicates", "none")])
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_a_fit_continues_after_any_level_with_the_same_bits(kind: str, ranks: int) -> None:
+def test_a_fit_continues_after_any_level_with_the_same_bits(
+    kind: str, balance: Literal["none", "relaxed"], ranks: int
+) -> None:
     x, ids = rows_of(kind, 400, 8, 1), torch.arange(400) * 7
-    settings = dataclasses.replace(SETTINGS, codes=(16, 5, 30))
+    settings = dataclasses.replace(SETTINGS, codes=(16, 5, 30), balance=balance)
     so_far: list[Levels] = []
     unbroken = fit(x.clone(), ids, settings, after_level=so_far.append)
     assert [len(levels.centroids) for levels in so_far] == [1, 2, 3]
@@ -106,6 +111,17 @@ def test_appending_items_moves_no_code() -> None:
     result = fit(x.clone(), torch.arange(400), SETTINGS)
     longer = torch.cat([rows_of("normal", 50, 6, 9), x])
     assert torch.equal(encode(result.codebook, longer)[50:], result.codes_NL)
+
+
+def test_a_relaxed_start_leaves_less_and_uses_codes_more_evenly() -> None:
+    """Few rows a code in a high dimension: Lloyd from drawn centroids ends with one large code and many tiny ones."""
+    x, ids = rows_of("normal", 3000, 48, 0), torch.arange(3000)
+    settings = dataclasses.replace(SETTINGS, codes=128, iterations=30)
+    plain, relaxed = (fit(x.clone(), ids, dataclasses.replace(settings, balance=way)) for way in ("none", "relaxed"))
+    assert relaxed.inertia[-1][-1] < 0.95 * plain.inertia[-1][-1]
+    for level in range(3):
+        entropy = [level_use(found.codes_NL[:, level], 128).entropy for found in (plain, relaxed)]
+        assert entropy[1] > entropy[0] and entropy[1] > 0.95 * math.log(128)
 
 
 def test_each_level_lowers_the_error() -> None:

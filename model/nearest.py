@@ -16,7 +16,7 @@ Accuracy and Stability of Numerical Algorithms, section 3.1), u = 2^-24, so |x|^
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,10 @@ try:
     import faiss
 except ImportError:  # torch alone is a little slower on CPUs
     faiss = None
-fused: Any
-try:
-    from model import nearest_triton as fused
-except ImportError:  # torch alone writes distances to memory and reads them again
-    fused = None
+fused: Any = None
+if torch.cuda.is_available():  # Triton takes most of a second to import
+    with suppress(ImportError):  # torch alone writes distances to memory and reads them again
+        from model import nearest_triton as fused
 
 SCORES = 1 << 25  # elements of a block of the N x K matrix
 SCORE_ROWS = {"cpu": 1024}  # on CPUs: fewer cost calls, more leave the cache

@@ -30,7 +30,11 @@ def ingested(tmp_path_factory: pytest.TempPathFactory, engines: Any, migrated_da
     return made
 
 
-@pytest.mark.parametrize("case", [*USAGE, *FILES, *WAITING, *LAKES, *NIGHTS], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [*USAGE, *FILES, *WAITING, *LAKES, *(pytest.param(case, marks=pytest.mark.long) for case in NIGHTS)],
+    ids=lambda case: case.name,
+)
 def test_a_fault_is_one_sentence_with_its_code_and_changes_no_table(
     case: Case, ingested: Tiny, tmp_path: Path, engines: Any
 ) -> None:

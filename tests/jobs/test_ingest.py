@@ -193,6 +193,7 @@ def test_gzip_gives_the_same_rows_and_upload_days_date_the_items(spark, case, tm
     assert dates == shown | expected  # 91 appears after the log
 
 
+@pytest.mark.long  # tests/jobs/test_daily.py shows the same of what comes after
 def test_nights_one_by_one_equal_one_pass_and_a_correction_moves_its_day_alone(spark, case, tmp_path):
     """The second night brings rows of the first one's last day too; then the last file is corrected."""
     nightly = make_case(tmp_path / "nightly", tmp_path / "lake")

@@ -17,8 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, WIDTH = 128, 64  # of a tile; WIDTH cuts the dimensions
-COLUMNS, WARPS = {True: 32, False: 64}, {True: 4, False: 8}  # where WIDTH holds whole rows, and where not; tried on an H100
+ROWS, COLUMNS, WIDTH, WARPS = 128, 64, 64, 8  # of a tile, as tried on an H100; WIDTH cuts the dimensions
 
 
 @triton.jit(do_not_specialize=["n", "k"])  # fewer variants to compile
@@ -86,10 +85,10 @@ def two_nearest(x_ND: Tensor, centroids_KD: Tensor, precision: Literal["tf32", "
         k,
         d,
         ROWS=ROWS,
-        COLUMNS=COLUMNS[d <= width],
+        COLUMNS=COLUMNS,
         WIDTH=width,
         WHOLE=d <= width,
         PRECISION=precision,
-        num_warps=WARPS[d <= width],
+        num_warps=WARPS,
     )
     return label_N, gap_N

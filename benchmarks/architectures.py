@@ -37,7 +37,7 @@ if "--cell" in sys.argv:
         os.environ[variable] = "1"
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_requests import full_requests, random_items
@@ -45,7 +45,7 @@ from model.architectures import build_decoder
 from model.device_rate import peak_rate
 from model.flops import FORWARD_AND_BACKWARD, forward_flops, parameters
 from schemas.model_config import ModelConfig, MoeConfig
-from schemas.model_sizes import CODES, SIZES
+from schemas.model_sizes import CODES, SIZES, peers
 
 OUT = Path(__file__).resolve().parent / "out" / "architectures.jsonl"
 FULL = os.environ.get("FULL") == "1"
@@ -54,12 +54,7 @@ ITEMS, K = 20_000, 5
 HEAD, SHORT = 16, 19
 SMALL_CODES = (256, 256, 256)
 DEPTHS = {"3M": 6, "10M": 6, "30M": 12}
-SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {  # of so many layers in all
-    "lazy": lambda n: {"layers": n},
-    "encoder-decoder 1:1": lambda n: {"architecture": "encoder_decoder", "encoder_layers": n // 2, "layers": n // 2},
-    "encoder-decoder 1:2": lambda n: {"architecture": "encoder_decoder", "encoder_layers": n // 3, "layers": 2 * n // 3},
-    "decoder-only": lambda n: {"architecture": "decoder_only", "layers": n},
-}
+SYSTEMS = ("lazy", "encoder-decoder 1:1", "encoder-decoder 1:2", "decoder-only")
 GRID: dict[str, dict[str, Any]] = {
     "lazy": {},
     "lazy, S_kv 2": {"s_kv": 2},
@@ -85,11 +80,11 @@ class Cell:
 def config_of(cell: Cell) -> ModelConfig:
     """Of the configured depth, at the width whose parameters are nearest to the size's."""
     if cell.size in SIZES:
-        base = SIZES[cell.size]
-        return replace(base, **SHAPES[cell.system](base.layers - base.layers % 2))
-    wanted, depth = float(cell.size.removesuffix("M")) * 1e6, DEPTHS[cell.size]
-    shape = SHAPES["lazy" if cell.system in GRID or cell.system == T5 else cell.system](depth)
-    config = min((_of_width(heads, cell, shape) for heads in range(1, 60)), key=lambda c: abs(core(c) - wanted))
+        return _system(SIZES[cell.size], cell.system)
+    wanted = float(cell.size.removesuffix("M")) * 1e6
+    system = cell.system if cell.system in SYSTEMS else "lazy"
+    widths = (_system(_of_width(heads, cell), system) for heads in range(1, 60))
+    config = min(widths, key=lambda c: abs(core(c) - wanted))
     changes = dict(GRID.get(cell.system, {}))
     if "g_kv" in changes:
         halves = [g for g in range(1, config.heads + 1) if config.heads % g == 0]
@@ -99,7 +94,11 @@ def config_of(cell: Cell) -> ModelConfig:
     return replace(config, **changes)
 
 
-def _of_width(heads: int, cell: Cell, shape: dict[str, Any]) -> ModelConfig:
+def _system(lazy: ModelConfig, system: str) -> ModelConfig:
+    return lazy if system == "lazy" else peers(lazy)[system]
+
+
+def _of_width(heads: int, cell: Cell) -> ModelConfig:
     short = min(SHORT, cell.context // 2)
     return ModelConfig(
         d_model=HEAD * heads,
@@ -110,7 +109,7 @@ def _of_width(heads: int, cell: Cell, shape: dict[str, Any]) -> ModelConfig:
         positive_length=cell.context - 1 - short,
         hash_buckets=2000,
         dropout=0.0,
-        **shape,
+        layers=DEPTHS[cell.size],
     )
 
 
@@ -144,6 +143,20 @@ def measure(cell: Cell, device: str) -> dict[str, Any]:
     return figures
 
 
+def training_step(model: nn.Module, loss_of: Callable[[], Tensor], device: str) -> Callable[[], None]:
+    """Forward, backward and AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=GPU):
+            loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
 def _step(cell: Cell, config: ModelConfig, device: str) -> tuple[Callable[[], None], dict[str, Any]]:
     sizes = CODES if cell.size in SIZES else SMALL_CODES
     with torch.device(device):
@@ -151,15 +164,7 @@ def _step(cell: Cell, config: ModelConfig, device: str) -> tuple[Callable[[], No
     events = max(config.short_length, config.positive_length)
     requests = full_requests(cell.requests, events, K, ITEMS).to(device)
     items = random_items(ITEMS, sizes, config.hash_buckets).to(device)
-    optimizer = torch.optim.AdamW(decoder.parameters(), fused=True)
-
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=GPU):
-            loss = decoder.loss(requests, items).total
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
+    step = training_step(decoder, lambda: decoder.loss(requests, items).total, device)
     flops = FORWARD_AND_BACKWARD * forward_flops(config, sizes, cell.context, K, cell.requests).total
     with FlopCounterMode(display=False) as counter:
         step()
@@ -196,15 +201,7 @@ def _t5_step(cell: Cell, config: ModelConfig, device: str) -> tuple[Callable[[],
     samples = cell.requests * K
     tokens = torch.randint(2, 2 + sum(SMALL_CODES), (samples, 3 * (cell.context - 1)), device=device)
     labels = torch.randint(2, 2 + sum(SMALL_CODES), (samples, 3), device=device)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=GPU):
-            loss = model(input_ids=tokens, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
+    step = training_step(model, lambda: model(input_ids=tokens, labels=labels).loss, device)
     with FlopCounterMode(display=False) as counter:
         step()
     count = sum(p.numel() for p in model.parameters()) - sum(
@@ -229,7 +226,7 @@ def cells(grid: bool) -> list[Cell]:
             found += [Cell("lazy", size, 512, 256, 10), Cell("lazy", size, 512, 32, 10)]
             found += [Cell("encoder-decoder 1:1", size, 512, 32, 10)]
         found += [Cell("decoder-only", PAPER[0], 512, 32, 10)]
-    systems = list(GRID) if grid else [*SHAPES, T5]
+    systems = list(GRID) if grid else [*SYSTEMS, T5]
     sizes = ["10M"] if grid else [size for size in DEPTHS if FULL or GPU or size != "30M"]
     for size in sizes:
         for context in (512,) if grid else (64, 256, 512):

@@ -11,6 +11,7 @@ Shapes: R requests, B code sequences (targets or beams), S codes, L levels, K co
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class Loss:
     targets: int
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """`sizes`: codes a level; `engaged_mask`: the feedback bits that make an event part of the positive pathway.
 
     An architecture gives the processor of the context and the blocks.
@@ -62,13 +63,13 @@ class Decoder(nn.Module):
         for table in (*self.codes, self.positions):
             nn.init.normal_(table.weight, std=INIT_STD)
 
+    @abstractmethod
     def make_processor(self, config: ModelConfig) -> nn.Module:
         """What makes `ContextKV` of packed context tokens and their layout."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make_block(self, config: ModelConfig, layer: int) -> nn.Module:
         """A block: (h_BSD, pair of keys and values, bias_R11T, layout, past) to (h_BSD, present)."""
-        raise NotImplementedError
 
     def kv_index(self, layer: int) -> int:
         """Which pair of the context a layer reads (both from 0)."""

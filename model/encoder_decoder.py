@@ -11,11 +11,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, Pair, QueryLayout, SelfAttention
+from model.attention import Pair, QueryLayout
 from model.context import INIT_STD, Layout
 from model.context_processor import ContextKV
 from model.decoder import Decoder
 from model.feed_forward import DENSE, feed_forward, shrink
+from model.lazy_block import LazyBlock
 from model.norm import RMSNorm
 from schemas.model_config import ModelConfig
 
@@ -93,18 +94,8 @@ class ContextPositions(nn.Module):
         return tokens_ND + self.places(layout.places % layout.width)
 
 
-class EncoderDecoderBlock(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        d_model = config.d_model
-        self.self_norm = RMSNorm(d_model)
-        self.attention = SelfAttention(d_model, config.heads)
-        self.cross_norm = RMSNorm(d_model)
-        self.cross = CrossAttention(d_model, config.heads)
-        self.ffn_norm = RMSNorm(d_model)
-        self.ffn = feed_forward(config, layer)
-        self.dropout = nn.Dropout(config.dropout)
-        shrink([self.attention.w_o.weight, self.cross.w_o.weight, *self.ffn.outputs()], 3 * config.layers)
+class EncoderDecoderBlock(LazyBlock):
+    """The parts of a lazy block in another order, on keys and values of the encoder's output."""
 
     def forward(
         self, h_BSD: Tensor, pair: Pair, bias_R11T: Tensor, layout: QueryLayout, past: Pair | None = None

@@ -100,7 +100,7 @@ class MixtureOfExperts(nn.Module):
 
 def feed_forward(config: ModelConfig, layer: int) -> SwiGLU | MixtureOfExperts:
     """That of the layer (from 0): the first `moe.first_dense` layers are dense, all without experts, and DENSE always."""
-    if config.moe.experts and layer >= max(0, config.moe.first_dense):
+    if config.has_experts(layer):
         return MixtureOfExperts(config)
     return SwiGLU(config.d_model, config.ffn_width * config.d_model)
 

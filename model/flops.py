@@ -18,7 +18,7 @@ import torch
 
 from model.architectures import build_decoder
 from model.context import BUCKETS
-from model.feed_forward import MixtureOfExperts
+from model.feed_forward import DENSE, mixtures
 from schemas.feedback import NUM_BITS
 from schemas.model_config import ModelConfig
 
@@ -74,8 +74,7 @@ def _context(config: ModelConfig, n: float) -> float:
     if config.architecture == "decoder_only":
         last = 2 * n * 2 * d * g  # keys and values alone
         return last + sum(attention + n * _feed_forward(config, layer) for layer in range(config.layers - 1))
-    dense = 2 * 3 * config.ffn_width * d * d
-    feed_forward = _feed_forward(config, config.layers) if config.moe.encoder else dense
+    feed_forward = _feed_forward(config, config.layers if config.moe.encoder else DENSE)
     return config.encoder_layers * (attention + n * feed_forward) + 2 * n * d * 2 * g * config.layers
 
 
@@ -97,7 +96,7 @@ def _target(config: ModelConfig, sizes: Sequence[int], n: float, k: float) -> fl
 def _feed_forward(config: ModelConfig, layer: int) -> float:
     """Of one token."""
     d, moe = config.d_model, config.moe
-    if moe.experts and layer >= moe.first_dense:
+    if config.has_experts(layer):
         return 2 * moe.experts * d + 2 * 3 * d * moe.width * (moe.active + moe.shared)
     return 2 * 3 * config.ffn_width * d * d
 
@@ -109,7 +108,7 @@ def activations(config: ModelConfig, sizes: Sequence[int], context: int, targets
     positions = targets * (len(sizes) + (config.target == "session"))
     dense = (2 + 3 * config.ffn_width) * d  # norm, gate, up, their product, down
     experts = moe.experts + (1 + moe.active) * d + 3 * (moe.active + moe.shared) * moe.width + moe.shared * d
-    parts = [experts if moe.experts and layer >= moe.first_dense else dense for layer in range(config.layers)]
+    parts = [experts if config.has_experts(layer) else dense for layer in range(config.layers)]
     attention = {"lazy": 4 + 6, "encoder_decoder": 4 + 6, "decoder_only": 6}[config.architecture] * d
     total = float(positions * (config.layers * attention + sum(parts)))
     if config.architecture == "decoder_only":
@@ -137,8 +136,7 @@ def parameters(config: ModelConfig, sizes: Sequence[int]) -> Parameters:
     tables = [m for m in decoder.modules() if isinstance(m, torch.nn.Embedding)]
     asleep = sum(
         (part.gate_up.numel() + part.down.numel()) * (config.moe.experts - config.moe.active) // config.moe.experts
-        for part in decoder.blocks.modules()
-        if isinstance(part, MixtureOfExperts)
+        for part in mixtures(decoder.blocks)
     )
     blocks, heads = count(decoder.blocks), count(decoder.heads, decoder.head_norms)
     rest = count(decoder) - count(*tables) - blocks - heads

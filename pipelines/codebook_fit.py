@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from model.reduction import Reducer, reducer_of_process
 from model.rq_kmeans import Codebook, Levels, fit
 from pipelines.codebook import read_codebook, save_codebook
-from pipelines.devices import worker_device
+from pipelines.devices import enough_gpus, worker_device
 from pipelines.embed import absolute
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_dataset
@@ -110,7 +110,7 @@ def fit_codebook(ray: Any, items: Dataset, rows: int, settings: RqConfig, folder
 def scaling(ray: Any, workers: int) -> ScalingConfig:
     """A GPU a worker where there are enough; CPUs such that half of them stay free for reading; rows on every node."""
     available = ray.cluster_resources()
-    use_gpu = 0 < workers <= int(available.get("GPU", 0))
+    use_gpu = enough_gpus(available, workers)
     share = min(1.0, available.get("CPU", 1.0) / (2 * max(1, workers)))
     each = {"CPU": share, "GPU": int(use_gpu)}
     return ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=each, placement_strategy="SPREAD")

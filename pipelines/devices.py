@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from ray.train.torch import get_device
 from torch import Tensor
+
+
+def enough_gpus(available: Mapping[str, float], workers: int) -> bool:
+    """Whether each of `workers` can have a GPU of Ray's `available` resources."""
+    return 0 < workers <= int(available.get("GPU", 0))
 
 
 def worker_device(workers: int) -> torch.device:

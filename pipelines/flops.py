@@ -13,7 +13,7 @@ from model.flops import FORWARD_AND_BACKWARD, activations, forward_flops, kv_ele
 from schemas.config import Config
 from schemas.errors import ConfigError
 from schemas.model_config import ModelConfig
-from schemas.model_sizes import CODES, SIZES
+from schemas.model_sizes import CODES, SIZES, peers
 
 BATCH = 512  # samples behind the paper's activations and keys and values
 PAPER_CONTEXT, PAPER_TARGETS = 512, 5
@@ -49,19 +49,6 @@ class Printed:
     @property
     def difference(self) -> float:
         return self.ours / self.printed - 1
-
-
-def peers(config: ModelConfig) -> dict[str, ModelConfig]:
-    """The other architectures at the same width and as many layers in all; fewer than two or three leave a peer out."""
-    total = config.layers + config.encoder_layers
-    base = replace(config, architecture="lazy", layers=total, encoder_layers=0, l_kv=min(config.l_kv, total))
-    found = {"lazy": base, "decoder-only": replace(base, architecture="decoder_only")}
-    for name, encoder in (("1:1", total // 2), ("1:2", total // 3)):
-        if encoder:
-            found[f"encoder-decoder {name}"] = replace(
-                base, architecture="encoder_decoder", encoder_layers=encoder, layers=total - encoder, l_kv=1
-            )
-    return {name: peer for name, peer in found.items() if peer != config}
 
 
 def cost_of(name: str, config: ModelConfig, sizes: Sequence[int], context: int, targets: int) -> Cost:

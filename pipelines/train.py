@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.candidates import model_folder
 from pipelines.checkpoints import load_model
+from pipelines.devices import enough_gpus
 from pipelines.report_plots import curves
 from pipelines.stage import StageContext, StageResult
 from pipelines.train_loop import HISTORY, train_loop
@@ -80,7 +81,7 @@ def train(settings: dict[str, Any], loop: Callable[..., None] = train_loop) -> N
     run_config = RunConfig(name=settings["identity"], storage_path=str(storage))
     scaling, backend = ScalingConfig(num_workers=workers), "gloo"
     if workers:
-        scaling.use_gpu = workers <= int(ray.cluster_resources().get("GPU", 0))
+        scaling.use_gpu = enough_gpus(ray.cluster_resources(), workers)
         backend = "nccl" if scaling.use_gpu else backend
         say, settings = settings.get("say"), {k: v for k, v in settings.items() if k not in ("say", "failpoint")}
         run_config.callbacks = [_Lines(say)] if say else []  # type: ignore[list-item]  # the type is that of Train V1

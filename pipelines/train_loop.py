@@ -116,7 +116,7 @@ class Training:
     """Next-token prediction on the stream; an objective with more than that overrides `objective`."""
 
     further: tuple[str, ...] = ()  # names of the further sums, reported per target
-    expert_load = 1.0  # of the busiest expert of the deepest mixture, over the mean
+    expert_load: Tensor | float = 1.0  # of the busiest expert of the deepest mixture, over the mean
 
     def __init__(self, settings: dict[str, Any], data: TrainingData, rank: int, world: int) -> None:
         self.settings, self.data, self.rank, self.world = settings, data, rank, world
@@ -239,7 +239,7 @@ class Training:
         for part in mixtures(self.decoder):
             if self.world > 1:
                 dist.all_reduce(part.load)
-            self.expert_load = float(part.load.max() / part.load.double().mean())
+            self.expert_load = part.load.max() / part.load.double().mean()
             part.balance(part.load)
 
     def _flops(self, requests: Requests) -> float:
@@ -307,7 +307,7 @@ class Training:
             if rate is not None:
                 row["learning_rate"] = rate
             if mixtures(self.decoder):
-                row["expert_load"] = self.expert_load
+                row["expert_load"] = float(self.expert_load)
             self.history.append(row)
             speed = targets / max(elapsed, 1e-9)
             line = f"step {self.step}, {progress:.0%}: loss {row['loss']:.4f}, {speed:.0f} targets/s"

@@ -58,6 +58,10 @@ class ModelConfig:
     dropout: float = 0.1
     moe: MoeConfig = field(default_factory=MoeConfig)
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer (from 0) has experts; a negative one never has."""
+        return self.moe.experts > 0 and layer >= max(0, self.moe.first_dense)
+
     def __post_init__(self) -> None:
         require(self.d_model % self.heads == 0, "model.heads", "must divide d_model")
         require(self.heads % self.g_kv == 0, "model.g_kv", "must divide heads")

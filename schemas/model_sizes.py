@@ -8,6 +8,7 @@ widths and the number of encoder and decoder layers together, half of them each.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from schemas.model_config import ModelConfig, MoeConfig
 
@@ -63,3 +64,16 @@ SIZES: dict[str, ModelConfig] = {
 def learning_rate(parameters: float) -> float:
     """V2's rule for the blocks' parameters, which gives every rate of its Table 5: 5e-4 at 0.1 B, falling with the root."""
     return 5e-4 * math.sqrt(0.1e9 / parameters)
+
+
+def peers(config: ModelConfig) -> dict[str, ModelConfig]:
+    """The other architectures at the same width and as many layers in all; fewer than two or three leave a peer out."""
+    total = config.layers + config.encoder_layers
+    base = replace(config, architecture="lazy", layers=total, encoder_layers=0, l_kv=min(config.l_kv, total))
+    found = {"lazy": base, "decoder-only": replace(base, architecture="decoder_only")}
+    for name, encoder in (("1:1", total // 2), ("1:2", total // 3)):
+        if encoder:
+            found[f"encoder-decoder {name}"] = replace(
+                base, architecture="encoder_decoder", encoder_layers=encoder, layers=total - encoder, l_kv=1
+            )
+    return {name: peer for name, peer in found.items() if peer != config}

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from pipelines.cli import main
-from pipelines.flops import answer, paper_rows, peers, report
+from pipelines.flops import answer, paper_rows, report
 from schemas.config import Config
 from schemas.errors import ConfigError
 from schemas.model_config import ModelConfig
-from schemas.model_sizes import SIZES
+from schemas.model_sizes import SIZES, peers
 from tests.conftest import REPOSITORY
 
 

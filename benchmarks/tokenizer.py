@@ -1,12 +1,11 @@
 """RQ-Kmeans beside the same chain of K-means by others, codes of a table that is larger than the memory, encoded titles.
 
 `fit`: three levels of K codes, 10 iterations each. All systems get the same float32 vectors, one thread a process, and at
-each level first centroids by our rule on their own residuals; for the others these are made before the clock starts, for
-us they are part of the time. `lazyrec` runs in one process and in two gloo processes that hold half the rows each, whose
+each level first centroids by our rule on their own residuals, which are part of everyone's time. `lazyrec` runs in one process and in two gloo processes that hold half the rows each, whose
 start (interpreters, imports, rendezvous) stands apart. faiss is a chain of `faiss.Kmeans` on all rows, scikit-learn
 `KMeans` by Lloyd and Elkan (where its bounds, 4 bytes a row and code, fit) and `MiniBatchKMeans` with 10 passes.
 
-seconds  wall time of fit, last assignment and residuals; `cpu` is that of all processes
+seconds  wall time of first centroids, fit, last assignment and residuals; `cpu` is that of all processes
 peak     MiB of the whole processes, imports and vectors among them
 losses   sum of squared distances that each level leaves, in float64, by the first of our rows for the same size
 bits     the first letters of a hash of all centroids and codes: alike for any number of our workers
@@ -120,18 +119,17 @@ OURS = {"lazyrec, 1 worker": 1, "lazyrec, 2 workers": 2}
 
 
 def chain(x: np.ndarray, codes: int, kmeans: KMeans) -> tuple[Fitted, float, float]:
-    """A peer on the residuals of each level; wall and CPU seconds without those of the first centroids."""
-    centroids, labels, wall, cpu = [], [], 0.0, 0.0
+    """A peer on the residuals of each level; wall and CPU seconds."""
+    centroids, labels = [], []
     residual, ids = x.copy(), torch.arange(len(x))
+    started, used = time.perf_counter(), time.process_time()
     for level in range(LEVELS):
         first = seed_centroids(torch.from_numpy(residual), ids, codes, level, Alone()).numpy()
-        started, used = time.perf_counter(), time.process_time()
         found, label = kmeans(residual, first)
         residual -= found[label]
-        wall, cpu = wall + time.perf_counter() - started, cpu + time.process_time() - used
         centroids.append(np.asarray(found, np.float32))
         labels.append(label)
-    return (centroids, np.stack(labels, 1)), wall, cpu
+    return (centroids, np.stack(labels, 1)), time.perf_counter() - started, time.process_time() - used
 
 
 def our_part(rank: int, workers: int, rows: int, width: int, codes: int, folder: str, begun: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.kmeans import Clusters, Grid, grid_of, means_of
-from model.nearest import blocks, full_precision, label_distances, margin, row_blocks, squared_distances
+from model.nearest import blocks, label_distances, margin, row_blocks, screen_scores, squared_distances
 from model.reduction import Alone, Reducer
 from model.seeding import seed_centroids
 from schemas.errors import ContractViolation
@@ -77,12 +77,10 @@ def inertia_of(x_ND: Tensor, labels_N: Tensor, centroids_KD: Tensor, grid: Grid,
 def _deal(x_ND: Tensor, centroids_KD: Tensor, sizes: list[int]) -> Tensor:
     """int64 [N]: one pass of the algorithm. Rows are in the order of their ids."""
     labels_N = torch.full((len(x_ND),), -1, device=x_ND.device)
-    square_N = (x_ND * x_ND).sum(1)
     unsure = float(margin(x_ND.norm(dim=1), centroids_KD).max())
     for part in blocks(len(sizes), len(x_ND), SCORES):
         free_F = (labels_N < 0).nonzero()[:, 0]
-        with full_precision():
-            scores_BF = torch.addmm(square_N[free_F], centroids_KD[part], x_ND[free_F].T, alpha=-2)
+        scores_BF = screen_scores(centroids_KD[part], x_ND[free_F])
         is_free_F = torch.ones_like(free_F, dtype=torch.bool)
         for scores_F, centroid_D, code in zip(scores_BF, centroids_KD[part], range(part.start, part.stop), strict=True):
             if sizes[code] == 0:

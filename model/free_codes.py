@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from model.nearest import SCORES, blocks, full_precision, margin, squared_distances
+from model.nearest import SCORES, blocks, margin, screen_scores, squared_distances
 from model.rq_kmeans import Codebook
 
 
@@ -123,9 +122,7 @@ class _Places:
 
 def _scores(x_RD: Tensor, centroids_KD: Tensor) -> tuple[np.ndarray, list[float]]:
     """float32 [R, K]: squared distances without the row's own square, and the gap [R] from which their order is sure."""
-    with full_precision():
-        scores_RK = torch.addmm((centroids_KD * centroids_KD).sum(1), x_RD, centroids_KD.T, alpha=-2)
-    return scores_RK.numpy(), margin(x_RD.norm(dim=1), centroids_KD).tolist()
+    return screen_scores(x_RD, centroids_KD).numpy(), margin(x_RD.norm(dim=1), centroids_KD).tolist()
 
 
 def _nearest(x_D: Tensor, centroids_KD: Tensor, scores_K: np.ndarray, reach: float) -> int:

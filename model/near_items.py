@@ -14,7 +14,7 @@ import faiss
 import torch
 from torch import Tensor
 
-from model.nearest import SCORES, blocks, distinct, full_precision, margin, row_blocks, squared_distances
+from model.nearest import SCORES, blocks, distinct, margin, row_blocks, screen_scores, squared_distances
 
 
 def nearest_items(x_ND: Tensor, items_MD: Tensor, k: int, own_N: Tensor) -> Tensor:
@@ -76,8 +76,7 @@ def places_in(values_N: Tensor, sorted_U: Tensor) -> Tensor:
 
 def _screen(x_ND: Tensor, items_UD: Tensor, k: int, own_N: Tensor) -> tuple[Tensor, Tensor]:
     """Row and item of every pair that may be among the row's nearest `k`, in order of (row, item)."""
-    with full_precision():
-        scores_NU = torch.addmm((items_UD * items_UD).sum(1), x_ND, items_UD.T, alpha=-2)
+    scores_NU = screen_scores(x_ND, items_UD)
     has_own = (own_N >= 0).nonzero()[:, 0]
     scores_NU[has_own, own_N[has_own]] = torch.inf
     last_N = scores_NU.topk(min(k, len(items_UD)), largest=False).values[:, -1]

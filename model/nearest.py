@@ -1,12 +1,13 @@
 """The nearest centroid of each row: as fast as float32, and with one answer everywhere.
 
 The truth is the squared distance in float64, its terms added in one fixed order, and the lowest index on exact ties.
-Float32 products of matrices (faiss on CPUs, a Triton kernel on GPUs, else torch) only screen: their error has a bound, and
-every row whose second best lies within it is decided again by the truth, over all centroids within it. So a label depends
-on the row and the centroids alone: not on the chunk, the place in the batch, the BLAS, the threads or the device.
+Float32 products of matrices (a Triton kernel on GPUs, elsewhere tiles that stay in the cache) only screen: their error has
+a bound, and every row whose second best lies within it is decided again by the truth, over all centroids within it. So a
+label depends on the row and the centroids alone: not on the chunk, the place in the batch, the BLAS, the threads or the
+device.
 
-A guess, the label of an earlier pass, makes the screen cheaper and moves no label: one minimum over the other centroids
-says whether the guess still wins by more than the bound, and only rows where it does not look for their best.
+A guess, the label of an earlier pass, makes the screen cheaper and moves no label: a tile's plain minimum says whether the
+guess still wins there by more than the bound, and only rows where it does not look for the place of their best.
 
 Bound: a float32 sum of D products errs by at most D u times the sum of their magnitudes, whatever its order (Higham,
 Accuracy and Stability of Numerical Algorithms, section 3.1), u = 2^-24, so |x|^2 - 2 x.c + |c|^2 errs by at most
@@ -23,18 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-faiss: Any
-try:
-    import faiss
-except ImportError:  # torch alone is a little slower on CPUs
-    faiss = None
 fused: Any = None
 if torch.cuda.is_available():  # Triton takes most of a second to import
     with suppress(ImportError):  # torch alone writes distances to memory and reads them again
         from model import nearest_triton as fused
 
 SCORES = 1 << 25  # elements of a block of the N x K matrix
-SCORE_ROWS = {"cpu": 1024}  # on CPUs: fewer cost calls, more leave the cache
+TILE = {"cpu": (2048, 256)}  # rows and centroids whose scores stay in the cache
+WIDE_TILE = (1 << 16, 512)  # on other devices
 # Elements of a block of elementwise float64 work. On CPUs it stays in the cache and below the size from which torch
 # wakes its threads, whose barriers cost more than the work where cores are shared.
 BLOCK = {"cpu": (1 << 15) - 1}
@@ -97,13 +94,14 @@ def assign(x_ND: Tensor, centroids_KD: Tensor, chunk: int = 65_536, guess: Guess
     if len(first_U) == 1:
         return first_U.expand(len(x_ND)).clone()
     distinct_UD = centroids_KD[first_U].contiguous()
-    if _fused(x_ND):  # has no use for a guess, and wants many rows
-        labels = [_screen(x_ND[s].contiguous(), distinct_UD) for s in blocks(len(x_ND), 1, max(chunk, FUSED_ROWS))]
+    if fused is not None and x_ND.is_cuda:  # has no use for a guess, and wants many rows
+        parts = blocks(len(x_ND), 1, max(chunk, FUSED_ROWS))
+        labels = [_screen_fused(x_ND[s].contiguous(), distinct_UD, list(FUSED_ERRORS)) for s in parts]
     elif guess is None:
-        labels = [_screen(x_ND[s].contiguous(), distinct_UD) for s in blocks(len(x_ND), 1, chunk)]
+        labels = [_screen(x_ND[s], distinct_UD, x_ND[s].norm(dim=1)) for s in blocks(len(x_ND), 1, chunk)]
     else:
         places_N, norm_N = place_K[guess.labels_N], guess.norm_N
-        labels = [_improve(x_ND[s], distinct_UD, places_N[s], norm_N[s]) for s in blocks(len(x_ND), 1, chunk)]
+        labels = [_screen(x_ND[s], distinct_UD, norm_N[s], places_N[s]) for s in blocks(len(x_ND), 1, chunk)]
     return first_U[torch.cat(labels)] if labels else torch.empty(0, dtype=torch.int64, device=x_ND.device)
 
 
@@ -126,87 +124,99 @@ def _row_hash(rows_ND: Tensor) -> Tensor:
     return (mixed ^ (mixed >> 29)).sum(1)
 
 
-def _improve(x_ND: Tensor, centroids_KD: Tensor, guess_N: Tensor, norm_N: Tensor) -> Tensor:
-    """Keeps every guess that beats the second best by more than the margin; the other rows are screened."""
-    margin_N, square_K = margin(norm_N, centroids_KD), (centroids_KD * centroids_KD).sum(1)
-    unsure = []
-    room: Tensor | None = None
-    with full_precision():
-        for s in _score_blocks(len(x_ND), centroids_KD):
-            room = torch.empty(s.stop - s.start, len(centroids_KD), device=x_ND.device) if room is None else room
-            scores_BK = torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2, out=room[: s.stop - s.start])
-            guess_B1 = guess_N[s, None]
-            own_B = scores_BK.gather(1, guess_B1)[:, 0]
-            gap = scores_BK.scatter_(1, guess_B1, torch.inf).amin(1) - own_B
-            unsure.append(~(gap > margin_N[s]))  # so written, a NaN is unsure
-    again = torch.cat(unsure).nonzero()[:, 0]
-    labels = guess_N.clone()
-    if len(again):
-        labels[again] = _screen(x_ND[again], centroids_KD)
-    return labels
-
-
 def rows_nearer(x_ND: Tensor, centroids_KD: Tensor, distance_N: Tensor) -> Tensor:
     """int64: every row to which a centroid is nearer than its squared distance (float64 [N]), and few others."""
-    norm_N, square_K = x_ND.norm(dim=1), (centroids_KD * centroids_KD).sum(1)
+    norm_N, nearest_N = x_ND.norm(dim=1), x_ND.new_full((len(x_ND),), torch.inf)
+    for rows, _, scores_BT in _tiles(x_ND, centroids_KD):
+        nearest_N[rows] = torch.minimum(nearest_N[rows], scores_BT.amin(1))
+    squared_N = nearest_N.double() + norm_N.double() ** 2
+    return (~(squared_N - margin(norm_N, centroids_KD) > distance_N)).nonzero()[:, 0]
+
+
+def screen_scores(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+    """float32 [N, K]: |c|^2 - 2 x.c, by which centroids are told apart where `margin` says so."""
     with full_precision():
-        parts = [
-            torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2).amin(1) for s in _score_blocks(len(x_ND), centroids_KD)
-        ]
-    nearest_N = torch.cat(parts).double() + norm_N.double() ** 2
-    return (~(nearest_N - margin(norm_N, centroids_KD) > distance_N)).nonzero()[:, 0]
+        return torch.addmm((centroids_KD * centroids_KD).sum(1), x_ND, centroids_KD.T, alpha=-2)
 
 
-def _screen(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    """int64 [N]: labels of rows of which nothing is known."""
-    if _fused(x_ND):
-        return _screen_by(x_ND, centroids_KD, list(FUSED_ERRORS))
-    if faiss is None or x_ND.device.type != "cpu":
-        return _screen_by_products(x_ND, centroids_KD)
-    return _screen_by(x_ND, centroids_KD, ["faiss"])
+def _tiles(x_ND: Tensor, centroids_KD: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """`screen_scores` of some rows and some centroids, [B, T], all centroids of the same rows in a row. The next tile
+    overwrites it."""
+    tile_rows, tile_codes = TILE.get(x_ND.device.type, WIDE_TILE)
+    square_K = (centroids_KD * centroids_KD).sum(1)
+    room = x_ND.new_empty(min(tile_rows, len(x_ND)) * min(tile_codes, len(centroids_KD)))
+    with full_precision():
+        for rows in blocks(len(x_ND), 1, tile_rows):
+            for codes in blocks(len(centroids_KD), 1, tile_codes):
+                shape = (rows.stop - rows.start, codes.stop - codes.start)
+                scores_BT = room[: shape[0] * shape[1]].view(shape)
+                torch.addmm(square_K[codes], x_ND[rows], centroids_KD[codes].T, alpha=-2, out=scores_BT)
+                yield rows, codes, scores_BT
 
 
-def _screen_by(x_ND: Tensor, centroids_KD: Tensor, screens: list[str]) -> Tensor:
-    """Labels by the first of `screens`; rows whose two nearest it cannot tell apart go to the next, at last to products."""
-    if not screens:
-        return _screen_by_products(x_ND, centroids_KD)
-    if screens[0] == "faiss":
-        index = faiss.IndexFlatL2(centroids_KD.shape[1])
-        index.add(centroids_KD.numpy())
-        near_N2, labels_N2 = index.search(x_ND.numpy(), 2)
-        labels_N, gap_N = torch.from_numpy(labels_N2[:, 0]).clone(), torch.from_numpy(near_N2[:, 1] - near_N2[:, 0])
-    else:
-        labels_N, gap_N = fused.two_nearest(x_ND, centroids_KD, screens[0])
-    allowed_N = margin(x_ND.norm(dim=1), centroids_KD, *FUSED_ERRORS.get(screens[0], ()))
-    unsure = (~(gap_N > allowed_N)).nonzero()[:, 0]  # so written, a NaN is unsure
+def _screen(x_ND: Tensor, centroids_KD: Tensor, norm_N: Tensor, guess_N: Tensor | None = None) -> Tensor:
+    """int64 [N]: the labels; `guess_N` are probably right ones."""
+    margin_N = margin(norm_N, centroids_KD)
+    second_N = torch.full_like(norm_N, torch.inf)  # the best score but that of the label
+    best_N = second_N.clone()
+    label_N = torch.zeros(len(x_ND), dtype=torch.int64, device=x_ND.device) if guess_N is None else guess_N.clone()
+    one_tile = len(centroids_KD) <= TILE.get(x_ND.device.type, WIDE_TILE)[1]
+    if guess_N is not None and not one_tile:
+        best_N = _own_scores(x_ND, centroids_KD, guess_N)
+    for rows, codes, scores_BT in _tiles(x_ND, centroids_KD):
+        label_B, best_B, second_B = label_N[rows], best_N[rows], second_N[rows]
+        if guess_N is not None and one_tile:
+            guess_B1 = guess_N[rows, None]
+            best_B.copy_(scores_BT.gather(1, guess_B1)[:, 0])
+            scores_BT.scatter_(1, guess_B1, torch.inf)
+        elif guess_N is not None:  # has its score already
+            place_B = guess_N[rows] - codes.start
+            here = ((place_B >= 0) & (place_B < scores_BT.shape[1])).nonzero()[:, 0]
+            scores_BT.view(-1).index_fill_(0, here * scores_BT.shape[1] + place_B[here], torch.inf)
+        near = (~(scores_BT.amin(1) > best_B + margin_N[rows])).nonzero()[:, 0]  # so written, a NaN is near
+        if len(near) == 0:
+            continue
+        scores_MT = scores_BT if len(near) == len(scores_BT) else scores_BT.index_select(0, near)
+        found_M, column_M = scores_MT.min(1)
+        runner_up_M = scores_MT.scatter_(1, column_M[:, None], torch.inf).amin(1)
+        before_M = best_B[near]
+        second_B[near] = torch.minimum(torch.minimum(second_B[near], runner_up_M), torch.maximum(before_M, found_M))
+        label_B[near] = torch.where(found_M < before_M, column_M + codes.start, label_B[near])
+        best_B[near] = torch.minimum(before_M, found_M)
+    unsure = (~(second_N - best_N > margin_N)).nonzero()[:, 0]
     if len(unsure):
-        labels_N[unsure] = _screen_by(x_ND[unsure], centroids_KD, screens[1:])
-    return labels_N
+        label_N[unsure] = _decide(x_ND[unsure], centroids_KD)
+    return label_N
 
 
-def _fused(x_ND: Tensor) -> bool:
-    return fused is not None and x_ND.is_cuda
+def _own_scores(x_ND: Tensor, centroids_KD: Tensor, labels_N: Tensor) -> Tensor:
+    """float32 [N]: the score of each row's label."""
+    square_K = (centroids_KD * centroids_KD).sum(1)
+    parts = [(x_ND[s] * centroids_KD.index_select(0, labels_N[s])).sum(1) for s in row_blocks(x_ND)]
+    return square_K[labels_N] - 2 * torch.cat(parts)
 
 
-def _screen_by_products(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    """Screens with products of matrices, then decides each row that has several centroids within the margin."""
-    margin_N, square_K = margin(x_ND.norm(dim=1), centroids_KD), (centroids_KD * centroids_KD).sum(1)
-    labels, rows, columns = [], [], []
-    for s in _score_blocks(len(x_ND), centroids_KD):
-        with full_precision():
-            scores_BK = torch.addmm(square_K, x_ND[s], centroids_KD.T, alpha=-2)
-        best_B, label_B = scores_BK.min(1)
-        row, column = (~(scores_BK > (best_B + margin_N[s])[:, None])).nonzero(as_tuple=True)
-        several = (torch.bincount(row, minlength=len(label_B)) > 1)[row]
-        labels.append(label_B)
-        rows.append(row[several] + s.start)
-        columns.append(column[several])
-    return _decide(x_ND, centroids_KD, torch.cat(labels), torch.cat(rows), torch.cat(columns))
+def _screen_fused(x_ND: Tensor, centroids_KD: Tensor, precisions: list[str]) -> Tensor:
+    """Labels by the first of `precisions`; rows whose two nearest it cannot tell apart go to the next."""
+    label_N, gap_N = fused.two_nearest(x_ND, centroids_KD, precisions[0])
+    margin_N = margin(x_ND.norm(dim=1), centroids_KD, *FUSED_ERRORS[precisions[0]])
+    unsure = (~(gap_N > margin_N)).nonzero()[:, 0]  # so written, a NaN is unsure
+    if len(unsure):
+        rows_UD = x_ND[unsure]
+        finer = precisions[1:]
+        label_N[unsure] = _screen_fused(rows_UD, centroids_KD, finer) if finer else _decide(rows_UD, centroids_KD)
+    return label_N
 
 
-def _score_blocks(rows: int, centroids_KD: Tensor) -> Iterator[slice]:
-    """Slices whose scores stay in the cache of a CPU, or within `SCORES` elsewhere."""
-    return blocks(rows, 1, SCORE_ROWS.get(centroids_KD.device.type, max(1, SCORES // len(centroids_KD))))
+def _decide(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+    """int64 [N]: labels by the truth, over the centroids within the margin of a row's best score."""
+    margin_N, row, column = margin(x_ND.norm(dim=1), centroids_KD), [], []
+    for s in blocks(len(x_ND), len(centroids_KD), SCORES):
+        scores_BK = screen_scores(x_ND[s], centroids_KD)
+        near_B, near_K = (~(scores_BK > (scores_BK.amin(1) + margin_N[s])[:, None])).nonzero(as_tuple=True)
+        row.append(near_B + s.start)
+        column.append(near_K)
+    return _best_of(x_ND, centroids_KD, torch.cat(row), torch.cat(column))
 
 
 def margin(norm_N: Tensor, centroids_KD: Tensor, wider: float = 1.0, cut: float = 0.0) -> Tensor:
@@ -218,15 +228,13 @@ def margin(norm_N: Tensor, centroids_KD: Tensor, wider: float = 1.0, cut: float 
     return 2 * (relative * reach * reach + wider * width * 2.0**-120)  # the last: products that underflow
 
 
-def _decide(x_ND: Tensor, centroids_KD: Tensor, labels_N: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Labels, those of the rows in the pairs (row, column) by the truth: the nearest candidate, the lowest on ties."""
-    if len(row) == 0:
-        return labels_N
+def _best_of(x_ND: Tensor, centroids_KD: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """int64 [N]: of the centroids paired with each row the nearest by the truth, the lowest on ties."""
     parts = [squared_distances(x_ND[row[s]], centroids_KD[column[s]]) for s in row_blocks(x_ND, len(row))]
     distance = torch.cat(parts)
     best = distance.new_full((len(x_ND),), torch.inf).scatter_reduce_(0, row, distance, "amin")
     wins = distance == best[row]
-    labels_N[row] = len(centroids_KD)
+    labels_N = row.new_full((len(x_ND),), len(centroids_KD))
     return labels_N.scatter_reduce_(0, row[wins], column[wins], "amin")
 
 

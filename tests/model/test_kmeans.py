@@ -68,16 +68,15 @@ def sharded(x: Tensor, ids: Tensor, k: int, shards: int, order: Tensor, **option
     return results[0], labels
 
 
-@pytest.mark.parametrize("screen", ["faiss", "torch"])
+@pytest.mark.parametrize("tile", [(7, 5), (1024, 512)])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=12, deadline=None)
 @given(n=st.integers(1, 120), k=st.integers(1, 40), width=st.integers(1, 33), seed=st.integers(0, 99))
-def test_labels_are_the_float64_truth(screen: str, kind: str, n: int, k: int, width: int, seed: int) -> None:
+def test_labels_are_the_float64_truth(tile: tuple[int, int], kind: str, n: int, k: int, width: int, seed: int) -> None:
     x = rows_of(kind, n, width, seed)
     centroids = torch.cat([x, rows_of(kind, 8, width, seed + 1)])[torch.randperm(n + 8)[:k]]
     with pytest.MonkeyPatch.context() as patch:
-        if screen == "torch":
-            patch.setattr(nearest, "faiss", None)
+        patch.setitem(nearest.TILE, "cpu", tile)
         labels = assign(x, centroids, chunk=17)
         guesses = [labels, torch.randint(0, len(centroids), (n,), generator=torch.Generator().manual_seed(seed))]
         guided = [assign(x, centroids, 17, Guess(guess, x.norm(dim=1))) for guess in guesses]
@@ -118,8 +117,7 @@ def test_a_label_depends_on_its_row_alone() -> None:
     assert np.array_equal(whole.numpy(), true_labels(x.numpy(), centroids.numpy()))
 
 
-def test_lower_precision_elsewhere_moves_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "faiss", None)
+def test_lower_precision_elsewhere_moves_no_label() -> None:
     x = rows_of("normal", 500, 16, 3)
     expected = assign(x, x[:60] * 0.9)
     torch.set_float32_matmul_precision("medium")

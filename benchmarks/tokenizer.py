@@ -1,9 +1,10 @@
 """RQ-Kmeans beside the same chain of K-means by others, codes of a table that is larger than the memory, encoded titles.
 
 `fit`: three levels of K codes, 10 iterations each. All systems get the same float32 vectors, one thread a process, and at
-each level first centroids by our rule on their own residuals, which are part of everyone's time. `lazyrec` runs in one process and in two gloo processes that hold half the rows each, whose
-start (interpreters, imports, rendezvous) stands apart. faiss is a chain of `faiss.Kmeans` on all rows, scikit-learn
-`KMeans` by Lloyd and Elkan (where its bounds, 4 bytes a row and code, fit) and `MiniBatchKMeans` with 10 passes.
+each level first centroids by our rule on their own residuals, which are part of everyone's time. `lazyrec` runs in one
+process and in two gloo processes that hold half the rows each, whose start (interpreters, imports, rendezvous) stands
+apart. faiss is a chain of `faiss.Kmeans` on all rows, scikit-learn `KMeans` by Lloyd and Elkan (where its bounds, 4 bytes a
+row and code, fit) and `MiniBatchKMeans` with 10 passes.
 
 seconds  wall time of first centroids, fit, last assignment and residuals; `cpu` is that of all processes
 peak     MiB of the whole processes, imports and vectors among them

@@ -46,18 +46,20 @@ def seed_centroids(x_ND: Tensor, ids_N: Tensor, k: int, salt: int, reducer: Redu
     if len(pool_PD) == 0:
         raise ContractViolation("K-means was given no rows: table item_embeddings has none for its day; run stage embed.")
     seeds_SD = pool_PD[:1]
-    distance_P = label_distances(pool_PD, seeds_SD, torch.zeros(len(pool_PD), dtype=torch.int64, device=pool_PD.device))
+    first, last = (len(pool_PD) * rank // reducer.size for rank in (reducer.rank, reducer.rank + 1))
+    mine_RD = pool_PD[first:last]  # every rank looks at its part of the pool
+    distance_R = label_distances(mine_RD, seeds_SD, torch.zeros(last - first, dtype=torch.int64, device=pool_PD.device))
     for step in range(2 * k):  # an upper bound: every round adds at least one
-        weights = _integer_weights(distance_P.cpu().numpy())
+        weights = _integer_weights(reducer.gather(distance_R).cpu().numpy())
         if len(seeds_SD) == k or not weights.any():
             break
         wanted = min(k - len(seeds_SD), max(1, len(seeds_SD) // 4))
         drawn = torch.from_numpy(_draw(weights, wanted, salt, step)).to(pool_PD.device)
         fresh_FD = pool_PD[drawn[distinct(pool_PD[drawn])[0]]]
-        rows = rows_nearer(pool_PD, fresh_FD, distance_P)
-        near_RD = pool_PD[rows]
-        distance_R = label_distances(near_RD, fresh_FD, assign(near_RD, fresh_FD))
-        distance_P[rows] = torch.minimum(distance_P[rows], distance_R)
+        rows = rows_nearer(mine_RD, fresh_FD, distance_R)
+        near_MD = mine_RD[rows]
+        distance_M = label_distances(near_MD, fresh_FD, assign(near_MD, fresh_FD))
+        distance_R[rows] = torch.minimum(distance_R[rows], distance_M)
         seeds_SD = torch.cat([seeds_SD, fresh_FD])
     return torch.cat([seeds_SD, seeds_SD[:1].expand(k - len(seeds_SD), -1)])
 

@@ -24,7 +24,7 @@ class Threads:
         self._posted, self._barrier = posted, barrier
 
     def _exchange(self, value: Tensor) -> list[Tensor]:
-        self._posted[self.rank] = value
+        self._posted[self.rank] = value.clone()  # a message: what its sender does next cannot change it
         self._barrier.wait(timeout=60)
         everyone = [tensor for tensor in self._posted if tensor is not None]
         self._barrier.wait(timeout=60)

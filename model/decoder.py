@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import Pair, QueryLayout, target_layout
 from model.context import INIT_STD, Context
 from model.context_processor import ContextKV
+from model.item_head import ItemHead, item_vectors
 from model.item_table import ItemTable
 from model.norm import RMSNorm
 from model.requests import Requests
@@ -36,6 +38,13 @@ class Loss:
     total: Tensor
     per_level: Tensor
     targets: int
+
+
+class Outputs(NamedTuple):
+    """Of T targets."""
+
+    logits: list[Tensor]  # [T, K] a level, given the true codes before it
+    item_nll: Tensor | None  # the mean over the targets asked for of -log p(item) by the item head
 
 
 class Decoder(nn.Module, ABC):
@@ -58,6 +67,7 @@ class Decoder(nn.Module, ABC):
         self.blocks = nn.ModuleList(self.make_block(config, layer) for layer in range(config.layers))
         self.head_norms = nn.ModuleList(RMSNorm(d_model) for _ in range(levels))
         self.heads = nn.ModuleList(nn.Linear(d_model, size) for size in sizes)
+        self.item_head = ItemHead(config) if config.item_head else None
         self.dropout = nn.Dropout(config.dropout)
         self.recompute = False  # blocks keep no activations for the backward pass
         for table in (*self.codes, self.positions):
@@ -103,21 +113,25 @@ class Decoder(nn.Module, ABC):
         """[..., K] from the last hidden state at the place that predicts `level`."""
         return self.heads[level](self.head_norms[level](h_BD))
 
-    def forward(self, requests: Requests, items: ItemTable) -> list[Tensor]:
-        """Logits [T, K] a level for the targets of the requests, given their true codes before it."""
+    def forward(self, requests: Requests, items: ItemTable, scored_T: Tensor | None = None) -> Outputs:
+        """Of the targets of the requests; an item head, where there is one, scores those of `scored_T` (bool [T])."""
         kv = self.encode(requests, items)
         codes_TL = items.codes[requests.target_items]
         prefix_TS = codes_TL if self.joined else codes_TL[:, :-1]
         h_TSD, _ = self.hidden(self.embed(prefix_TS), kv, target_layout(requests.target_offsets, self.joined))
-        return [self.logits(h_TSD[:, level], level) for level in range(self.levels)]
+        item_nll = None
+        if self.item_head is not None and scored_T is not None:
+            vectors_NE = item_vectors(self.context.fields, items)
+            item_nll = self.item_head.nll(h_TSD[scored_T, 0], vectors_NE, requests.target_items[scored_T])
+        return Outputs([self.logits(h_TSD[:, level], level) for level in range(self.levels)], item_nll)
 
     def loss(self, requests: Requests, items: ItemTable, label_smoothing: float = 0.0) -> Loss:
-        nll_TL = code_nll(self(requests, items), items.codes[requests.target_items], label_smoothing)
+        nll_TL = code_nll(self(requests, items).logits, items.codes[requests.target_items], label_smoothing)
         return Loss(nll_TL.mean(), nll_TL.detach().mean(0), len(nll_TL))
 
     def target_log_probs(self, requests: Requests, items: ItemTable) -> Tensor:
         """[T, L]: the log-probability of each code of each target."""
-        return -code_nll(self(requests, items), items.codes[requests.target_items])
+        return -code_nll(self(requests, items).logits, items.codes[requests.target_items])
 
 
 def code_nll(logits: list[Tensor], codes_TL: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -31,7 +31,7 @@ class Flops:
 
     features: float  # pathways: fields to context tokens
     context: float  # context tokens to all keys and values
-    target: float  # blocks and heads
+    target: float  # blocks and heads, also that of items
 
     @property
     def total(self) -> float:
@@ -47,15 +47,19 @@ class Parameters:
     heads: int
 
 
-def forward_flops(config: ModelConfig, sizes: Sequence[int], context: float, targets: float, requests: int = 1) -> Flops:
-    """Of a batch of `requests` with `context` tokens (one static, the others events) and `targets` each."""
+def forward_flops(
+    config: ModelConfig, sizes: Sequence[int], context: float, targets: float, requests: int = 1, items: int = 0
+) -> Flops:
+    """Of a batch of `requests` with `context` tokens (one static, the others events) and `targets` each, which an item head
+    compares with `items`."""
     per_request = _features(config, context) * requests
     # Small vocabularies pass a pathway's first map once a batch, and a position's.
     fields = sum(sizes) + len(sizes) + sum(size for name, size in BUCKETS.items() if name in config.fields)
     places = config.short_length + config.positive_length
     tables = 2 * (2 * fields + places) * config.embed_dim * config.d_model
     features = per_request + tables
-    return Flops(features, requests * _context(config, context), requests * _target(config, sizes, context, targets))
+    target = requests * (_target(config, sizes, context, targets) + targets * _item_head(config, items))
+    return Flops(features, requests * _context(config, context), target)
 
 
 def _features(config: ModelConfig, context: float) -> float:
@@ -91,6 +95,11 @@ def _target(config: ModelConfig, sizes: Sequence[int], n: float, k: float) -> fl
             attention = 2 * positions * (2 + 4) * d * d + 4 * positions * (n + own) * d
         total += attention + positions * _feed_forward(config, layer)
     return total + k * sum(2 * d * size for size in sizes)
+
+
+def _item_head(config: ModelConfig, items: int) -> float:
+    """Of one target."""
+    return 2 * config.embed_dim * (config.d_model + items) if config.item_head else 0.0
 
 
 def _feed_forward(config: ModelConfig, layer: int) -> float:
@@ -138,7 +147,8 @@ def parameters(config: ModelConfig, sizes: Sequence[int]) -> Parameters:
         (part.gate_up.numel() + part.down.numel()) * (config.moe.experts - config.moe.active) // config.moe.experts
         for part in mixtures(decoder.blocks)
     )
-    blocks, heads = count(decoder.blocks), count(decoder.heads, decoder.head_norms)
+    heads = count(decoder.heads, decoder.head_norms, *([decoder.item_head] if decoder.item_head is not None else []))
+    blocks = count(decoder.blocks)
     rest = count(decoder) - count(*tables) - blocks - heads
     return Parameters(count(*tables), rest, blocks, blocks - asleep, heads)
 

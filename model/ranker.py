@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from model.beam import Beams, beam_search, rank_items
+from model.beam import NEVER, Beams, beam_search, rank_items
 from model.decoder import Decoder
+from model.fused_ranking import Candidates, find_candidates, fused_scores
+from model.item_head import item_vectors
 from model.item_table import ItemTable
 from model.requests import Requests, row_of
 from model.trie import Trie
@@ -24,10 +27,12 @@ class Ranking:
 
 
 class Ranker:
-    """A decoder with the item table and the trie of one catalogue."""
+    """A decoder with the item table and the trie of one catalogue. With an item head both rank together."""
 
+    @torch.no_grad()
     def __init__(self, decoder: Decoder, items: ItemTable, trie: Trie) -> None:
         self.decoder, self.items, self.trie = decoder.eval(), items, trie
+        self.vectors_NE = item_vectors(decoder.context.fields, items) if decoder.item_head is not None else None
 
     def rank(self, requests: Requests, k: int, beam: int, exclude_history: bool = False) -> Tensor:
         """int64 [R, k]: dense items, best first, -1 where the beams hold fewer than k items."""
@@ -38,6 +43,9 @@ class Ranker:
         self, requests: Requests, k: int, beam: int, exclude_history: bool = False, withheld: Tensor | None = None
     ) -> Ranking:
         """`withheld` (bool [N]) marks items that nobody may be shown; a wider beam makes room for what is left out."""
+        if self.decoder.item_head is not None:
+            found = self.candidates(requests, beam, exclude_history, withheld)
+            return best_of(found, fused_scores(found, self.decoder.item_head.share), k)
         beams = self.search(requests, beam)
         excluded = _seen(requests) if exclude_history else None
         items, scores, origin = rank_items(beams, self.trie, k, excluded, withheld)
@@ -46,11 +54,32 @@ class Ranker:
         return Ranking(items, scores, log_probs)
 
     @torch.no_grad()
+    def candidates(
+        self, requests: Requests, beam: int, exclude_history: bool = False, withheld: Tensor | None = None
+    ) -> Candidates:
+        """Of codes and item head, see `model.fused_ranking`."""
+        assert self.vectors_NE is not None
+        self.decoder.eval()
+        kv = self.decoder.encode(requests, self.items)
+        beams = beam_search(self.decoder, kv, self.trie, beam)
+        excluded = _seen(requests) if exclude_history else None
+        return find_candidates(self.decoder, self.items, self.vectors_NE, kv, beams, self.trie, excluded, withheld)
+
+    @torch.no_grad()
     def search(self, requests: Requests, beam: int, free: bool = False) -> Beams:
         """The beams themselves; `free` leaves the trie out, which shows what the model learned of legality."""
         self.decoder.eval()
         kv = self.decoder.encode(requests, self.items)
         return beam_search(self.decoder, kv, None if free else self.trie, beam)
+
+
+def best_of(found: Candidates, scores_RC: Tensor, k: int) -> Ranking:
+    """The best k of the candidates."""
+    short = max(0, k - scores_RC.shape[1])
+    scores, place = F.pad(scores_RC, (0, short), value=NEVER).topk(k, dim=1)
+    items = F.pad(found.items, (0, short), value=-1).gather(1, place).masked_fill(scores == NEVER, -1)
+    log_probs = F.pad(found.code_log_probs, (0, 0, 0, short))
+    return Ranking(items, scores, log_probs.gather(1, place[..., None].expand(-1, -1, log_probs.shape[2])))
 
 
 def _seen(requests: Requests) -> tuple[Tensor, Tensor]:

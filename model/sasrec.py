@@ -3,8 +3,7 @@
 A causal transformer over the positives of a user; every position predicts the next one; item embeddings are tied.
 Trained with the full softmax instead of sampled negatives it is far stronger than published figures say
 (Klenitskiy and Vasilev, 2023). Made for a CPU: projections and the softmax run on real tokens only (packed, no
-padding), attention alone sees the padded [B, L] layout, and the loss computes its gradients in the forward pass, in
-chunks, so that no [tokens, catalogue] matrix is held or computed twice.
+padding), attention alone sees the padded [B, L] layout, and no [tokens, catalogue] matrix is held.
 
 Shapes: B sequences, L positions, T real tokens of the batch, P predicted positions, N items, D width, H heads.
 """
@@ -13,12 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.chunked_cross_entropy import chunked_cross_entropy
 from model.positives import ScoreRanker, history_positives
 from model.requests import Requests, row_of, select_rows
 
@@ -96,44 +95,6 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of a linear classifier; the gradients are computed with the loss, a chunk at a time."""
-
-    CHUNK = 256  # tokens; their logits stay in the last-level cache
-
-    @staticmethod
-    def forward(ctx: Any, hidden_PD: Tensor, weight_ND: Tensor, labels_P: Tensor) -> Tensor:
-        total = hidden_PD.new_zeros(())
-        grad_hidden, grad_weight = torch.empty_like(hidden_PD), torch.zeros_like(weight_ND)
-        scale = 1.0 / max(len(labels_P), 1)
-        buffer = hidden_PD.new_empty(min(len(labels_P), ChunkedCrossEntropy.CHUNK), len(weight_ND))
-        for start in range(0, len(labels_P), ChunkedCrossEntropy.CHUNK):
-            part = slice(start, start + ChunkedCrossEntropy.CHUNK)
-            hidden, labels = hidden_PD[part], labels_P[part, None]
-            logits = torch.mm(hidden, weight_ND.T, out=buffer[: len(hidden)])
-            logits -= logits.amax(1, keepdim=True)
-            label_logits = logits.gather(1, labels)
-            sums = logits.exp_().sum(1, keepdim=True)
-            total += (sums.log() - label_logits).sum()
-            logits *= scale / sums  # now the gradient of the mean loss by the logits, but for the labels
-            logits.scatter_add_(1, labels, logits.new_full(labels.shape, -scale))
-            grad_hidden[part] = logits @ weight_ND
-            grad_weight.addmm_(logits.T, hidden)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return total * scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_weight * grads[0], None
-
-
-def chunked_cross_entropy(hidden_PD: Tensor, weight_ND: Tensor, labels_P: Tensor) -> Tensor:
-    """Equals F.cross_entropy(hidden_PD @ weight_ND.T, labels_P) in value and gradient."""
-    loss: Tensor = ChunkedCrossEntropy.apply(hidden_PD, weight_ND, labels_P)
-    return loss
 
 
 class SasrecRanker(ScoreRanker):

@@ -47,15 +47,18 @@ class Aligning(Training):
         known = judged.target_impressions[order]
         mine, weight = share(judged, self.rank, self.world)
         place = order[torch.searchsorted(known, mine.target_impressions)]
-        nll_TL = self._nll(mine)
+        nll_TL, item_nll = self._nll(mine, positive_T[place])
         positive, advantage = positive_T[place].float() * weight, advantage_T[place] * weight
+        item_nll = item_nll * weight
         policy_T = policy_loss(-nll_TL, old_TL[place], advantage, self.config.align.unit)
         positives = max(int(positive_T.sum()), 1)
         exposed = max(int((advantage_T != 0).sum()), 1)
         loss = (nll_TL * positive[:, None]).sum() / (positives * self.data.levels)
+        loss = loss + self.config.train.item_loss * item_nll / positives
         loss = (loss + self.config.align.weight * policy_T.sum() / exposed) * self.world
         nll_L = (nll_TL.detach() * positive[:, None]).sum(0)
-        further = torch.stack([policy_T.detach().sum(), (advantage > 0).sum(), (advantage < 0).sum()])
+        sums = [policy_T.detach().sum(), (advantage > 0).sum(), (advantage < 0).sum(), item_nll.detach()]
+        further = torch.stack(sums[: len(self.further)])
         return Step(loss, nll_L, int(positive.sum()), further)
 
     def _judged(self, batch: Batch) -> tuple[Requests, Tensor, Tensor, Tensor]:

@@ -46,6 +46,7 @@ from schemas.config import Config
 SAY_SECONDS = 10.0
 HISTORY = "history.json"
 CHECKPOINTS, BEST = "checkpoints", "best"
+ITEM_LOSS, ITEM_SHARE = "item_loss", "item_share"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -132,6 +133,8 @@ class Training:
             initial, description = load_model(settings["initial"])
             refuse_other_codebook(Path(settings["initial"]), description, data.catalogue.codebook_version)
             self.decoder.load_state_dict(initial.state_dict())
+        if self.decoder.item_head is not None:
+            self.further = (*self.further, ITEM_LOSS)
         self.model: nn.Module = self.decoder
         self.sharded = train.shard and world > 1
         if self.sharded:
@@ -180,7 +183,10 @@ class Training:
 
     def _save(self, result: Decoder) -> None:
         if self.config.train.patience and self.best.epoch:
-            result, _ = load_model(self.folder / BEST)
+            best, _ = load_model(self.folder / BEST)
+            result = best.to(self.device)
+        if result.item_head is not None:
+            self.history.append({"step": self.step, ITEM_SHARE: self.validation.choose_share(result)})
         save_model(self.folder, result, self.data.description(result))
         (self.folder / HISTORY).write_text(json.dumps(self.history))
 
@@ -246,19 +252,25 @@ class Training:
         """Forward and backward of this worker's share, at the batch's mean lengths."""
         rows, targets = len(requests), len(requests.target_items)
         context = int(context_tokens(requests, self.config.model, self.data.engaged_mask).sum()) / rows
-        work = forward_flops(self.config.model, self.decoder.sizes, context, targets / rows, rows)
+        work = forward_flops(self.config.model, self.decoder.sizes, context, targets / rows, rows, len(self.items))
         return FORWARD_AND_BACKWARD * work.total / self.world
 
     def objective(self, batch: Batch) -> Step:
         mine, weight = share(batch.requests, self.rank, self.world)
-        nll_TL = self._nll(mine, self.config.train.label_smoothing) * weight
+        nll_TL, item_nll = self._nll(mine, torch.ones_like(mine.target_items, dtype=torch.bool))
+        nll_TL, item_nll = nll_TL * weight, item_nll * weight
         # DDP averages gradients over workers, so each divides by its part of the whole batch's targets.
-        loss = nll_TL.sum() * self.world / (len(batch.requests.target_items) * self.data.levels)
-        return Step(loss, nll_TL.detach().sum(0), len(nll_TL) * weight, loss.new_zeros(0))
+        targets = len(batch.requests.target_items)
+        loss = (nll_TL.sum() / self.data.levels + self.config.train.item_loss * item_nll) * self.world / targets
+        return Step(loss, nll_TL.detach().sum(0), len(nll_TL) * weight, item_nll.detach()[None][: len(self.further)])
 
-    def _nll(self, requests: Requests, label_smoothing: float = 0.0) -> Tensor:
+    def _nll(self, requests: Requests, scored_T: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, L] of the codes, smoothed as configured, and of the items of the targets `scored_T` (bool [T]) the sum by the
+        item head; 0 without one."""
         codes_TL = self.items.codes[requests.target_items]
-        return code_nll(self.model(requests, self.items), codes_TL, label_smoothing)
+        outputs = self.model(requests, self.items, scored_T)
+        nll_TL = code_nll(outputs.logits, codes_TL, self.config.train.label_smoothing)
+        return nll_TL, nll_TL.new_zeros(()) if outputs.item_nll is None else outputs.item_nll * scored_T.sum()
 
     def _validate(self, epoch: int) -> None:
         """Adds the validation figures to the history and keeps the best epoch; the first worker alone."""

@@ -307,6 +307,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
+    item_loss: float = 1.0  # weight of the item head's loss beside that of the codes
     accumulate: int = 1  # batches a step, within an epoch
     precision: Literal["float32", "bfloat16"] = "float32"  # of products of matrices; weights and sums stay float32
     average: float = 0.0  # decay a step of the weights' moving average, which is then what counts; 0: none

@@ -55,6 +55,7 @@ class ModelConfig:
     short_length: int = 20
     positive_length: int = 50
     hash_buckets: int = 20_000  # of authors, tags and attributes, and of items where `fields` names them
+    item_head: bool = False  # scores every item directly, too; see model/item_head.py
     dropout: float = 0.1
     moe: MoeConfig = field(default_factory=MoeConfig)
 
@@ -66,6 +67,8 @@ class ModelConfig:
         require(self.d_model % self.heads == 0, "model.heads", "must divide d_model")
         require(self.heads % self.g_kv == 0, "model.g_kv", "must divide heads")
         require(len(set(self.fields)) == len(self.fields), "model.fields", "must name each field once")
+        tied = not self.item_head or "item" in self.fields
+        require(tied, "model.item_head", "needs `item` among model.fields: its vectors are those of the context")
         require(1 <= self.l_kv <= self.layers, "model.l_kv", "must lie between 1 and layers")
         encodes = (self.architecture == "encoder_decoder") == (self.encoder_layers > 0)
         require(encodes, "model.encoder_layers", "must be above 0 for architecture encoder_decoder, and 0 for the others")

@@ -37,11 +37,11 @@ SESSIONS = {f"{name}, session": change | {"target": "session"} for name, change 
 def test_targets_together_equal_targets_one_by_one(name: str) -> None:
     requests = random_requests(8, 30, seed=2, least=0)
     decoder = small_decoder(**SHAPES[name]).eval()
-    together = decoder(requests, ITEMS)
+    together = decoder(requests, ITEMS).logits
     at = 0
     for row in range(len(requests)):
         for target in range(int(requests.target_offsets[row + 1] - requests.target_offsets[row])):
-            alone = decoder(only_row(requests, row, target), ITEMS)
+            alone = decoder(only_row(requests, row, target), ITEMS).logits
             for level in range(3):
                 assert torch.allclose(together[level][at], alone[level][0], atol=1e-5)
             at += 1
@@ -60,7 +60,7 @@ def test_a_code_is_predicted_from_the_codes_before_it_alone(name: str) -> None:
         codes = ITEMS.codes.clone()
         codes[requests.target_items[0], changed] = (codes[requests.target_items[0], changed] + 1) % 8
         other = dataclasses.replace(ITEMS, codes=codes)
-        pairs = zip(decoder(requests, ITEMS), decoder(requests, other), strict=True)
+        pairs = zip(decoder(requests, ITEMS).logits, decoder(requests, other).logits, strict=True)
         assert [torch.equal(a, b) for a, b in pairs] == [level <= changed for level in range(3)]
 
 
@@ -80,10 +80,10 @@ def test_garbage_in_padding_changes_no_score(name: str) -> None:
 def test_a_request_in_a_batch_is_as_alone(name: str) -> None:
     requests = random_requests(6, 30, history=9)
     decoder = small_decoder(**SHAPES[name]).eval()
-    whole = decoder(requests, ITEMS)
+    whole = decoder(requests, ITEMS).logits
     firsts = requests.target_offsets[:-1]
     for row in range(6):
-        alone = decoder(only_row(requests, row), ITEMS)
+        alone = decoder(only_row(requests, row), ITEMS).logits
         assert torch.allclose(whole[2][firsts[row]], alone[2][0], atol=1e-5)
 
 
@@ -116,12 +116,13 @@ def test_a_session_reads_the_items_before_and_none_after(name: str) -> None:
     requests = random_requests(4, 30, seed=5, targets=3, least=3)
     requests.history_items = torch.full_like(requests.history_items, -1)
     decoder = small_decoder(**SESSIONS[name]).eval()
-    plain = decoder(requests, ITEMS)
+    plain = decoder(requests, ITEMS).logits
     for changed in range(3):
         other = dataclasses.replace(requests, target_items=requests.target_items.clone())
         other.target_items[changed] = (other.target_items[changed] + 1) % 30  # in request 0
         moved = [
-            [not torch.equal(a[i], b[i]) for i in range(12)] for a, b in zip(plain, decoder(other, ITEMS), strict=True)
+            [not torch.equal(a[i], b[i]) for i in range(12)]
+            for a, b in zip(plain, decoder(other, ITEMS).logits, strict=True)
         ]
         assert not moved[0][changed]  # its own first code knows nothing of it
         assert all(level[later] for level in moved for later in range(changed + 1, 3))

@@ -21,6 +21,7 @@ SHAPES: dict[str, dict[str, object]] = {
     "lazy": {"l_kv": 2, "s_kv": 2, "g_kv": 1},
     "lazy, experts": {"moe": EXPERTS},
     "lazy, other fields": {"fields": ("item", "author", "gap")},
+    "lazy, item head": {"fields": ("item", "author"), "item_head": True},
     "lazy, session": {"target": "session"},
     "encoder-decoder": {"architecture": "encoder_decoder", "encoder_layers": 3, "g_kv": 1},
     "encoder-decoder, experts": {
@@ -37,9 +38,10 @@ def test_forward_equals_pytorchs_count(name: str) -> None:
     decoder = small_decoder(**SHAPES[name]).eval()
     config, rows, targets = decoder.config, 5, 3
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        decoder(full_requests(rows, max(config.short_length, config.positive_length), targets, 30), ITEMS)
+        requests = full_requests(rows, max(config.short_length, config.positive_length), targets, 30)
+        decoder(requests, ITEMS, torch.ones(rows * targets, dtype=torch.bool))
     context = 1 + config.short_length + config.positive_length
-    assert counter.get_total_flops() == forward_flops(config, decoder.sizes, context, targets, rows).total
+    assert counter.get_total_flops() == forward_flops(config, decoder.sizes, context, targets, rows, 30).total
 
 
 @pytest.mark.parametrize(("name", "billions"), [

@@ -40,7 +40,7 @@ def test_loss_is_equation_ten() -> None:
         for target in range(int(requests.target_offsets[row + 1] - requests.target_offsets[row])):
             alone = only_row(requests, row, target)
             codes = ITEMS.codes[alone.target_items[0]]
-            logits = decoder(alone, ITEMS)
+            logits = decoder(alone, ITEMS).logits
             total -= sum(torch.log_softmax(logits[i][0], 0)[codes[i]].item() for i in range(3)) / 3
             count += 1
     assert loss.targets == count
@@ -76,7 +76,7 @@ def test_history_items_enter_no_loss() -> None:
     """The logits of all targets are all that the loss reads, and they are as many as the newest impressions."""
     requests = random_requests(5, 30)
     decoder = small_decoder()
-    logits = decoder(requests, ITEMS)
+    logits = decoder(requests, ITEMS).logits
     assert [tuple(level.shape) for level in logits] == [(len(requests.target_items), 8)] * 3
     for level in logits:
         level.retain_grad()

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.chunked_cross_entropy import ChunkedCrossEntropy, chunked_cross_entropy
 from model.positives import Positives
-from model.sasrec import ChunkedCrossEntropy, Sasrec, SasrecRanker, SasrecSize, chunked_cross_entropy
+from model.sasrec import Sasrec, SasrecRanker, SasrecSize
 from model.sequence_windows import cut_windows
 from pipelines.baselines import Fitting, fit_sasrec
 from schemas.config import EvaluateConfig

@@ -73,7 +73,10 @@ def aligning(lake: Lake, ray_module):
     """Makes `Aligning` for one of several workers, all with the same weights and without dropout."""
     pins = write_lake(lake, ROWS)
     write_rewards(lake)
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.0))
+    fields = ("item", *CONFIG.model.fields)
+    config = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(CONFIG.model, dropout=0.0, fields=fields, item_head=True)
+    )
     pins = pins_of(lake, pins)
 
     def make(rank: int = 0, world: int = 1) -> Aligning:

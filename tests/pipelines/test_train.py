@@ -21,6 +21,7 @@ from pipelines.stage import StageContext
 from pipelines.train import run, train
 from pipelines.train_loop import Training, share
 from pipelines.training_data import TrainingData, open_data
+from pipelines.validation import SHARES, Validation
 from schemas.config import Config
 from schemas.errors import ContractViolation
 from schemas.lake import Lake
@@ -66,7 +67,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def losses_of(folder: Path) -> list[tuple[int, float]]:
     rows = json.loads((folder / "history.json").read_text())
-    return [(row["step"], row["loss" if "loss" in row else "validation_loss"]) for row in rows]
+    names = ("loss", "validation_loss", "item_share")
+    return [(row["step"], next(row[name] for name in names if name in row)) for row in rows]
 
 
 def impressions(stream: ExampleStream, start: Position) -> list[list[int]]:
@@ -133,9 +135,9 @@ def test_a_position_in_another_version_is_refused(data: TrainingData) -> None:
 
 
 EVERYTHING = with_train(accumulate=2, average=0.8, patience=2, recompute=True)
-EVERYTHING = replace(
-    EVERYTHING, model=replace(EVERYTHING.model, moe=MoeConfig(experts=4, active=2, width=8, first_dense=1, speed=0.1))
-)
+FIELDS = ("item", *EVERYTHING.model.fields)
+EXPERTS = MoeConfig(experts=4, active=2, width=8, first_dense=1, speed=0.1)
+EVERYTHING = replace(EVERYTHING, model=replace(EVERYTHING.model, moe=EXPERTS, fields=FIELDS, item_head=True))
 
 
 @pytest.mark.parametrize(("config", "kill_at"), [(CONFIG, 3), (CONFIG, 9), (EVERYTHING, 5)])
@@ -238,6 +240,23 @@ def test_experts_are_balanced_as_they_train(small_lake, ray_module, tmp_path) ->
     assert all(1 <= row["expert_load"] <= 4 for row in history if "expert_load" in row)
     reports = [row for row in history if "mfu" in row]
     assert reports and all(row["mfu"] > 0 and row["flops"] > 0 and row["gradient_norm"] > 0 for row in reports)
+
+
+def test_the_item_head_learns_and_validation_weighs_it(small_lake, ray_module, tmp_path) -> None:
+    config = with_train(epochs=4, learning_rate=0.02)
+    config = replace(config, model=replace(config.model, fields=FIELDS, item_head=True))
+    train(settings_for(small_lake, tmp_path, config))
+    history = json.loads((tmp_path / "history.json").read_text())
+    losses = [row["item_loss"] for row in history if "item_loss" in row]
+    assert losses[-1] < losses[0]
+    decoder, _ = load_model(tmp_path)
+    assert history[-1]["item_share"] == decoder.item_head.share
+    validation = Validation(opened(small_lake, config), opened(small_lake, config).items)
+    found = {}
+    for weight in SHARES:
+        decoder.item_head.share.fill_(weight)
+        found[weight] = validation._ndcg(decoder, validation.data.validation())
+    assert found[history[-1]["item_share"]] == pytest.approx(max(found.values()))
 
 
 def test_training_leaves_the_random_numbers_and_threads_of_the_process_alone(small_lake, ray_module, tmp_path) -> None:

@@ -1,0 +1,54 @@
+"""Cross-entropy of a linear classifier with many classes, whose logits are never held together.
+
+The gradients are computed with the loss, a chunk of rows at a time, so that no [P, N] matrix is held or computed twice.
+Shapes: P rows, N classes, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The mean over the rows."""
+
+    CHUNK, LOGITS = 256, 1 << 26  # rows, and logits, at most: those of ten thousand classes stay in the last-level cache
+
+    @staticmethod
+    def forward(ctx: Any, hidden_PD: Tensor, weight_ND: Tensor, labels_P: Tensor) -> Tensor:
+        total = hidden_PD.new_zeros(())
+        grad_hidden, grad_weight = torch.empty_like(hidden_PD), torch.zeros_like(weight_ND)
+        scale = 1.0 / max(len(labels_P), 1)
+        rows = max(1, min(ChunkedCrossEntropy.CHUNK, ChunkedCrossEntropy.LOGITS // len(weight_ND)))
+        buffer = hidden_PD.new_empty(min(len(labels_P), rows), len(weight_ND))
+        for start in range(0, len(labels_P), rows):
+            part = slice(start, start + rows)
+            hidden, labels = hidden_PD[part], labels_P[part, None]
+            logits = torch.mm(hidden, weight_ND.T, out=buffer[: len(hidden)])
+            logits -= logits.amax(1, keepdim=True)
+            label_logits = logits.gather(1, labels)
+            sums = logits.exp_().sum(1, keepdim=True)
+            total += (sums.log() - label_logits).sum()
+            if not any(ctx.needs_input_grad):
+                continue
+            logits *= scale / sums  # now the gradient of the mean loss by the logits, but for the labels
+            logits.scatter_add_(1, labels, logits.new_full(labels.shape, -scale))
+            grad_hidden[part] = logits @ weight_ND
+            grad_weight.addmm_(logits.T, hidden)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grads[0], grad_weight * grads[0], None
+
+
+def chunked_cross_entropy(hidden_PD: Tensor, weight_ND: Tensor, labels_P: Tensor) -> Tensor:
+    """Equals F.cross_entropy(hidden_PD @ weight_ND.T, labels_P) in value and gradient, in float32; 0 without rows."""
+    with torch.autocast(hidden_PD.device.type, enabled=False):
+        loss: Tensor = ChunkedCrossEntropy.apply(hidden_PD.float(), weight_ND.float(), labels_P)
+    return loss

@@ -1,0 +1,105 @@
+"""Items ranked by codes and item head together: generative and dense retrieval in one model.
+
+Candidates are the items of the beams and as many of the best by the item head. Each has two log-probabilities of the same
+event, that it is the next item: the sum over its codes, and the head's; the score is their weighted mean, with the weight
+`ItemHead.share`. So a row's best items do not depend on the batch.
+Shapes: R requests, N items, C candidates of the head, W of the beams, L levels, E = embed_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.attention import QueryLayout
+from model.beam import NEVER, Beams, rank_items
+from model.context_processor import ContextKV
+from model.decoder import Decoder, code_nll
+from model.item_table import ItemTable
+from model.trie import Trie
+
+SCORES = 1 << 26  # of requests and items that are held together
+
+
+@dataclass
+class Candidates:
+    """Of R requests, at most one place an item; -1 and NEVER where there is none."""
+
+    items: Tensor  # int64 [R, C + W], dense
+    item_log_probs: Tensor  # float32 [R, C + W], by the head
+    code_log_probs: Tensor  # float32 [R, C + W, L]; 0 where there is no item
+
+
+def find_candidates(
+    decoder: Decoder,
+    items: ItemTable,
+    vectors_NE: Tensor,
+    kv: ContextKV,
+    beams: Beams,
+    trie: Trie,
+    excluded: tuple[Tensor, Tensor] | None,
+    withheld: Tensor | None,
+) -> Candidates:
+    """As many items of the head as there are beams, and the items of the beams; left out are those of `rank_items`."""
+    width = min(beams.scores.shape[1], len(vectors_NE))
+    found_RW, scores_RW, origin_RW = rank_items(beams, trie, width, excluded, withheld)
+    best_RC, best_log_RC, found_log_RW = _by_head(decoder, vectors_NE, kv, width, found_RW, excluded, withheld)
+    found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)
+    there = (scores_RW > NEVER) & (found_RW >= 0)
+    found_codes_RWL = beams.log_probs.gather(1, origin_RW.clamp(min=0)[..., None].expand(-1, -1, decoder.levels))
+    best_codes_RCL = _code_log_probs(decoder, items, kv, best_RC)
+    return Candidates(
+        torch.cat([best_RC, found_RW], 1),
+        torch.cat([best_log_RC, found_log_RW.masked_fill(~there, NEVER)], 1),
+        torch.cat([best_codes_RCL, found_codes_RWL.masked_fill(~there[..., None], 0.0)], 1),
+    )
+
+
+def fused_scores(found: Candidates, share: Tensor | float) -> Tensor:
+    """float32 [R, C + W], with the item head's share; NEVER where there is no item."""
+    scores_RC = share * found.item_log_probs + (1 - share) * found.code_log_probs.sum(2)
+    return scores_RC.masked_fill(found.item_log_probs == NEVER, NEVER)  # 0 times minus infinity is no number
+
+
+def _by_head(
+    decoder: Decoder,
+    vectors_NE: Tensor,
+    kv: ContextKV,
+    width: int,
+    also_RW: Tensor,
+    excluded: tuple[Tensor, Tensor] | None,
+    withheld: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best items (int64 [R, C]) by log-probability (float32 [R, C]), and those [R, W] of the items `also_RW`."""
+    assert decoder.item_head is not None
+    rows = len(kv)
+    start = (decoder.bos + decoder.positions.weight[0]).expand(rows, 1, -1)
+    h_R1D, _ = decoder.hidden(start, kv, QueryLayout(rows, 1, None))
+    query_RE = decoder.item_head(h_R1D[:, 0])
+    best, best_log, also_log = [], [], []
+    for first in range(0, rows, max(1, SCORES // len(vectors_NE))):
+        s = slice(first, first + max(1, SCORES // len(vectors_NE)))
+        log_BN = torch.log_softmax(query_RE[s] @ vectors_NE.T, dim=1)
+        also_log.append(log_BN.gather(1, also_RW[s].clamp(min=0)))
+        if excluded is not None:
+            here = (excluded[0] >= first) & (excluded[0] < first + len(log_BN))
+            log_BN[excluded[0][here] - first, excluded[1][here]] = NEVER
+        if withheld is not None:
+            log_BN[:, withheld] = NEVER
+        values_BC, items_BC = log_BN.topk(width, dim=1)
+        best.append(items_BC.masked_fill(values_BC == NEVER, -1))
+        best_log.append(values_BC)
+    return torch.cat(best), torch.cat(best_log), torch.cat(also_log)
+
+
+def _code_log_probs(decoder: Decoder, items: ItemTable, kv: ContextKV, best_RC: Tensor) -> Tensor:
+    """float32 [R, C, L]: of the codes of the given items, each given those before it; 0 at -1."""
+    rows, width = best_RC.shape
+    codes_TL = items.codes[best_RC.clamp(min=0).flatten()]
+    embedded_TSD = decoder.embed(codes_TL[:, : decoder.levels - 1])
+    h_TSD, _ = decoder.hidden(embedded_TSD, kv, QueryLayout(rows, width, None))
+    logits = [decoder.logits(h_TSD[:, level], level).float() for level in range(decoder.levels)]
+    log_probs_RCL = -code_nll(logits, codes_TL).view(rows, width, -1)
+    return log_probs_RCL.masked_fill((best_RC < 0)[..., None], 0.0)

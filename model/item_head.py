@@ -1,0 +1,50 @@
+"""Items scored directly, beside their codes: a request's state before the first code against a vector of every item.
+
+The vector is the sum of the embeddings of the item's codes and of its hashed id, the tables that the context reads: what a
+history teaches of an item counts where the item is a target, and an item that nobody has met has the vector of its codes.
+Trained by full softmax over the catalogue beside the codes. `share` is the weight of the item's log-probability where
+`model.fused_ranking` adds the two; training sets it by validation.
+Shapes: T targets, N items, E = embed_dim, D = d_model.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.chunked_cross_entropy import chunked_cross_entropy
+from model.context import EventFields
+from model.item_table import ItemTable
+from model.norm import RMSNorm
+from schemas.model_config import ModelConfig
+
+
+class ItemHead(nn.Module):
+    share: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.d_model)
+        self.query = nn.Linear(config.d_model, config.embed_dim)
+        nn.init.normal_(self.query.weight, std=config.d_model**-0.5)
+        self.register_buffer("share", torch.tensor(0.5))
+
+    def forward(self, states_TD: Tensor) -> Tensor:
+        """[T, E]: what is compared with the items' vectors."""
+        query_TE: Tensor = self.query(self.norm(states_TD))
+        return query_TE
+
+    def nll(self, states_TD: Tensor, vectors_NE: Tensor, targets_T: Tensor) -> Tensor:
+        """The mean negative log-likelihood of the targets (int64 [T], dense) over all N items."""
+        return chunked_cross_entropy(self(states_TD), vectors_NE, targets_T)
+
+
+def item_vectors(fields: EventFields, items: ItemTable) -> Tensor:
+    """[N, E], of all items but the unknown one."""
+    if fields.items is None:
+        raise ValueError("An item head needs `item` among model.fields.")
+    levels = items.codes.shape[1]
+    codes_NE = F.embedding_bag(items.codes[:-1] + fields.starts[:levels], fields.small.weight, mode="sum")
+    vectors_NE: Tensor = codes_NE + fields.items(items.ids[:-1])
+    return vectors_NE

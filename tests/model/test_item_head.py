@@ -1,0 +1,114 @@
+"""Items scored directly: a full softmax over the catalogue, and the ranking of both scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.fused_ranking import fused_scores
+from model.item_head import item_vectors
+from model.ranker import Ranker
+from model.trie import Trie
+from schemas.model_config import ModelConfig
+from tests.model.requests import catalogue, only_row, random_requests, small_decoder
+
+ITEMS = catalogue(40)
+HEAD = {"item_head": True, "fields": ("item", "author", "gap")}
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "lazy": {},
+    "session": {"target": "session"},
+    "encoder-decoder": {"architecture": "encoder_decoder", "encoder_layers": 1},
+    "decoder-only": {"architecture": "decoder_only"},
+}
+
+
+def trie_of(items) -> Trie:
+    return Trie(items.codes[:-1], torch.arange(len(items)), [8] * 3)
+
+
+def item_log_probs(decoder, requests) -> torch.Tensor:
+    """[R, N] of requests by their first target, and without the project's ranking."""
+    vectors = item_vectors(decoder.context.fields, ITEMS)
+    rows = []
+    for row in range(len(requests)):
+        alone = only_row(requests, row, 0)
+        each = []
+        for item in range(len(ITEMS)):
+            alone.target_items = torch.tensor([item])
+            each.append(-decoder(alone, ITEMS, torch.ones(1, dtype=torch.bool)).item_nll)
+        rows.append(torch.stack(each))
+    assert vectors.shape == (len(ITEMS), decoder.config.embed_dim)
+    return torch.stack(rows)
+
+
+def code_log_probs(decoder, requests) -> torch.Tensor:
+    rows = []
+    for row in range(len(requests)):
+        alone = only_row(requests, row, 0)
+        each = []
+        for item in range(len(ITEMS)):
+            alone.target_items = torch.tensor([item])
+            each.append(decoder.target_log_probs(alone, ITEMS).sum())
+        rows.append(torch.stack(each))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_beam_as_wide_as_the_catalogue_ranks_by_both(name: str, share: float) -> None:
+    decoder = small_decoder(**HEAD, **ARCHITECTURES[name]).eval()
+    decoder.item_head.share.fill_(share)
+    requests = random_requests(4, 40)
+    truth = share * item_log_probs(decoder, requests) + (1 - share) * code_log_probs(decoder, requests)
+    ranking = Ranker(decoder, ITEMS, trie_of(ITEMS)).ranking(requests, 40, 64)
+    for row in range(4):
+        assert sorted(ranking.items[row].tolist()) == list(range(40))
+        assert torch.allclose(ranking.scores[row], truth[row].sort(descending=True).values, atol=1e-4)
+        assert torch.allclose(ranking.scores[row], truth[row, ranking.items[row]], atol=1e-4)
+
+
+@torch.no_grad()
+def test_candidates_come_once_with_both_scores_and_masks_hold_for_both_ways() -> None:
+    decoder = small_decoder(**HEAD).eval()
+    requests = random_requests(6, 40, history=9)
+    ranker, withheld = Ranker(decoder, ITEMS, trie_of(ITEMS)), torch.arange(40) % 5 == 0
+    items, codes = item_log_probs(decoder, requests), code_log_probs(decoder, requests)
+    found = ranker.candidates(requests, 6, exclude_history=True, withheld=withheld)
+    for row in range(6):
+        start, end = requests.history_offsets[row : row + 2].tolist()
+        out = set(requests.history_items[start:end].tolist()) | set(withheld.nonzero()[:, 0].tolist())
+        chosen = [item for item in found.items[row].tolist() if item >= 0]
+        assert len(set(chosen)) == len(chosen) and not out & set(chosen)
+        allowed = torch.tensor([item for item in range(40) if item not in out])
+        best = allowed[items[row, allowed].topk(6).indices]
+        assert set(best.tolist()) <= set(chosen)  # the head's own best are all there
+        there = found.items[row] >= 0
+        assert torch.allclose(found.item_log_probs[row, there], items[row, found.items[row, there]], atol=1e-4)
+        assert torch.allclose(found.code_log_probs[row, there].sum(1), codes[row, found.items[row, there]], atol=1e-4)
+    assert torch.isneginf(fused_scores(found, 0.0)[found.items < 0]).all()
+
+
+def test_the_loss_is_a_full_softmax_and_teaches_the_tables_of_the_context() -> None:
+    decoder = small_decoder(**HEAD)
+    requests = random_requests(8, 40)
+    scored = torch.arange(len(requests.target_items)) % 3 > 0
+    decoder(requests, ITEMS, scored).item_nll.backward()
+    found = decoder.context.fields.items.weight.grad.clone()
+    decoder.zero_grad()
+    states = []
+    handle = decoder.item_head.norm.register_forward_hook(lambda _module, _inputs, output: states.append(output))
+    decoder(requests, ITEMS, scored)
+    handle.remove()
+    logits = decoder.item_head.query(states[0]) @ item_vectors(decoder.context.fields, ITEMS).T
+    F.cross_entropy(logits, requests.target_items[scored]).backward()
+    assert torch.allclose(decoder.context.fields.items.weight.grad, found, atol=1e-6)
+    assert (found[ITEMS.ids[:-1]].abs().sum(1) > 0).all()  # a softmax over all items moves all of them
+
+
+def test_an_item_head_needs_the_items_field() -> None:
+    with pytest.raises(ValueError, match="needs `item` among"):
+        ModelConfig(item_head=True)
+    assert small_decoder().item_head is None
+    assert small_decoder()(random_requests(2, 40), ITEMS, torch.ones(2, dtype=torch.bool)).item_nll is None

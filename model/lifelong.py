@@ -31,7 +31,7 @@ class LifelongPathway(nn.Module):
         self.length = config.lifelong_length
         self.weights = nn.Embedding(WEIGHTS, config.embed_dim)
         nn.init.normal_(self.weights.weight, std=INIT_STD)
-        self.network = fields.network(config.embed_dim, width)
+        self.network = fields.network(width)
         self.queries = LifelongQueries(config, width) if config.lifelong_queries else None
 
     def forward(self, fields: EventFields, requests: Requests, items: ItemTable) -> Tokens:

@@ -102,14 +102,14 @@ class EventFields(nn.Module):
         event, which saves a third of the pathway's work.
         """
         tables = [*self.small.weight.split(self.sizes), own.weight]
-        *parts, large = dense.weight.split([own.embedding_dim] * len(tables) + [self.large_width], dim=1)
+        *parts, large = dense.weight.split([self.small.embedding_dim] * len(tables) + [self.large_width], dim=1)
         mapped_VD = torch.cat([table @ part.T for table, part in zip(tables, parts, strict=True)])
         places_NF = torch.cat([small_NF, len(self.small.weight) + own_N[:, None]], dim=1)
         return F.embedding_bag(places_NF, mapped_VD, mode="sum") + F.linear(large_NC, large, dense.bias)
 
-    def network(self, own_width: int, width: int) -> FeedForward:
-        """Of a pathway whose own field has `own_width`."""
-        return FeedForward(len(self.sizes) * self.small.embedding_dim + own_width + self.large_width, width)
+    def network(self, width: int) -> FeedForward:
+        """Of a pathway with a field of its own."""
+        return FeedForward((len(self.sizes) + 1) * self.small.embedding_dim + self.large_width, width)
 
 
 def gap_bucket(gap_us: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class EventPathway(nn.Module):
         self.length, self.mask = length, mask
         self.positions = nn.Embedding(length, embed_dim)
         nn.init.normal_(self.positions.weight, std=INIT_STD)
-        self.network = fields.network(embed_dim, width)
+        self.network = fields.network(width)
 
     def select(self, requests: Requests) -> tuple[Tensor, Tensor]:
         """Places in the history arrays (int64 [N]), and their offsets (int64 [R + 1])."""

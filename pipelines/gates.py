@@ -56,8 +56,7 @@ def not_worse_than_champion(context: StageContext, champion: dict[str, Any]) -> 
     trained_until = datetime.date.fromisoformat(bundle.lineage["trained_until"])
     if context.config.split.by == "days" and trained_until >= first_test:
         return Gate(False, f"{name}, trained on days up to {trained_until} and cannot be compared on {first_test}")
-    lifelong = context.config.model.lifelong_length
-    if bundle.lifelong_length and not lifelong:
+    if bundle.lifelong_length and not context.config.model.lifelong_length:
         return Gate(False, f"{name}, reads long histories, which this configuration does not, and cannot be compared")
     metric = context.config.register.gate_metric
     report = compare(context, bundle)

@@ -32,7 +32,7 @@ from schemas.lake import Lake, assert_ray_readable
 from schemas.tables import PARTITION
 
 TABLE = "lifelong_sequences"
-ARRAYS = {name: {"item_ids": "items", "author_ids": "authors"}.get(name, name) for name in (*EVENTS, "weights")}
+ARRAYS = {name: name.replace("_ids", "s") for name in (*EVENTS, "weights")}  # columns, and what Requests calls them
 INDEX_ROWS = 4_000_000  # rows of whole days whose users are read at a time
 BATCH_ROWS = 512  # of the rows themselves, each with thousands of representatives
 READ_REQUESTS = 4096  # whose rows are read together where batches are smaller

@@ -14,7 +14,7 @@ LIKED = 1  # makes an event part of the positive pathway, for an engaged mask of
 
 
 def full_requests(rows: int, events: int, targets: int, items: int, seed: int = 0) -> Requests:
-    """`rows` requests with one attribute, `events` liked events and `targets` targets each."""
+    """`rows` requests with one attribute, `events` liked events, as many representatives and `targets` targets each."""
     g = torch.Generator().manual_seed(seed)
 
     def integers(low: int, high: int, size: int) -> Tensor:
@@ -37,6 +37,14 @@ def full_requests(rows: int, events: int, targets: int, items: int, seed: int = 
         target_items=integers(0, items, wanted),
         target_feedback=torch.full((wanted,), LIKED),
         target_impressions=torch.arange(wanted),
+        lifelong_offsets=torch.arange(rows + 1) * events,
+        lifelong_items=integers(0, items, n),
+        lifelong_authors=integers(0, 1000, n),
+        lifelong_ts_us=10**15 - integers(1, 10**14, n),
+        lifelong_play_ms=integers(0, 50_000, n),
+        lifelong_duration_ms=integers(1, 30_000, n),
+        lifelong_feedback=torch.full((n,), LIKED),
+        lifelong_weights=integers(1, 500, n),
     )
 
 

@@ -92,7 +92,7 @@ def measured(config: Config, calendar: Calendar) -> dict[str, np.ndarray]:
 
 
 def ranks(context: StageContext, model: Path) -> dict[str, np.ndarray]:
-    settings, data = context.config.evaluate, evaluation_data(context)
+    settings, data = context.config.evaluate, evaluation_data(context, context.config.model.lifelong_length)
     catalogue, ranker = data.catalogue, ranker_of(context, model, data.catalogue)
     found: dict[str, np.ndarray] = {"shared": np.array((catalogue.ranks > 0).mean())}
     for role in ROLES:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from model.context import Layout
+from model.layout import Layout
 from model.norm import RMSNorm
 from schemas.model_config import ModelConfig
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import Pair, QueryLayout, target_layout
-from model.context import INIT_STD, Context
+from model.context import Context
 from model.context_processor import ContextKV
 from model.item_head import ItemHead, item_vectors
 from model.item_table import ItemTable
 from model.norm import RMSNorm
+from model.pathways import INIT_STD
 from model.requests import Requests
 from schemas.model_config import ModelConfig
 

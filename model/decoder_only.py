@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Pair, QueryLayout
-from model.context import Layout
 from model.context_processor import ContextKV
 from model.decoder import Decoder
 from model.encoder_decoder import ContextAttention, ContextPositions
 from model.feed_forward import feed_forward, shrink
 from model.item_table import ItemTable
+from model.layout import Layout
 from model.norm import RMSNorm
 from model.requests import Requests
 from schemas.model_config import ModelConfig

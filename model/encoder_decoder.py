@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Pair, QueryLayout
-from model.context import INIT_STD, Layout
 from model.context_processor import ContextKV
 from model.decoder import Decoder
 from model.feed_forward import DENSE, feed_forward, shrink
+from model.layout import Layout
 from model.lazy_block import LazyBlock
 from model.norm import RMSNorm
+from model.pathways import INIT_STD
 from schemas.model_config import ModelConfig
 
 
@@ -87,7 +88,7 @@ class ContextPositions(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.places = nn.Embedding(1 + config.short_length + config.positive_length, config.d_model)
+        self.places = nn.Embedding(config.context_length, config.d_model)
         nn.init.normal_(self.places.weight, std=INIT_STD)
 
     def forward(self, tokens_ND: Tensor, layout: Layout) -> Tensor:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from model.architectures import build_decoder
-from model.context import BUCKETS
 from model.feed_forward import DENSE, mixtures
+from model.lifelong import WEIGHTS
+from model.pathways import BUCKETS
 from schemas.feedback import NUM_BITS
 from schemas.model_config import ModelConfig
 
@@ -48,26 +49,51 @@ class Parameters:
 
 
 def forward_flops(
-    config: ModelConfig, sizes: Sequence[int], context: float, targets: float, requests: int = 1, items: int = 0
+    config: ModelConfig,
+    sizes: Sequence[int],
+    context: float,
+    targets: float,
+    requests: int = 1,
+    representatives: float | None = None,
+    items: int = 0,
 ) -> Flops:
-    """Of a batch of `requests` with `context` tokens (one static, the others events) and `targets` each, which an item head
-    compares with `items`."""
-    per_request = _features(config, context) * requests
-    # Small vocabularies pass a pathway's first map once a batch, and a position's.
+    """Of a batch of `requests` with `context` tokens and `targets` each, which an item head compares with `items`.
+
+    One token is static, lifelong queries make one a query, the others are events. The queries read `representatives`, by
+    default as many as the model reads.
+    """
+    read = config.lifelong_length if representatives is None else representatives
+    per_request = _features(config, context - config.lifelong_queries) * requests
+    if config.lifelong_queries:
+        per_request += (read * _event(config) + _queries(config, read)) * requests
+    # Small vocabularies pass a pathway's first map once a batch, and so does its own, of positions or weights.
     fields = sum(sizes) + len(sizes) + sum(size for name, size in BUCKETS.items() if name in config.fields)
-    places = config.short_length + config.positive_length
-    tables = 2 * (2 * fields + places) * config.embed_dim * config.d_model
+    own = config.short_length + config.positive_length + (WEIGHTS if config.lifelong_length else 0)
+    pathways = 3 if config.lifelong_length else 2
+    tables = 2 * (pathways * fields + own) * config.embed_dim * config.d_model
     features = per_request + tables
     target = requests * (_target(config, sizes, context, targets) + targets * _item_head(config, items))
     return Flops(features, requests * _context(config, context), target)
 
 
-def _features(config: ModelConfig, context: float) -> float:
-    """An event: fields of large vocabularies through the first map, then the second map; the static token likewise."""
+def _features(config: ModelConfig, tokens: float) -> float:
+    """The static token and one an event."""
+    d, e = config.d_model, config.embed_dim
+    return (tokens - 1) * _event(config) + 2 * e * d + 2 * d * d
+
+
+def _event(config: ModelConfig) -> float:
+    """Fields of large vocabularies through the first map, then the second map."""
     d, e = config.d_model, config.embed_dim
     large = sum(name not in BUCKETS for name in config.fields)
-    event = 2 * NUM_BITS * e * ("feedback" in config.fields) + 2 * large * e * d + 2 * d * d
-    return (context - 1) * event + 2 * e * d + 2 * d * d
+    return 2 * NUM_BITS * e * ("feedback" in config.fields) + 2 * large * e * d + 2 * d * d
+
+
+def _queries(config: ModelConfig, read: float) -> float:
+    """The blocks of a request's lifelong queries on what they read and on the vector that is always there."""
+    d, q, m = config.d_model, config.lifelong_queries, read + 1
+    attention = 2 * q * 2 * d * d + 2 * m * 2 * d * d + 4 * q * m * d
+    return config.lifelong_blocks * (attention + 2 * q * 3 * config.ffn_width * d * d)
 
 
 def _context(config: ModelConfig, n: float) -> float:

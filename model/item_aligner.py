@@ -3,8 +3,7 @@
 An aligner maps an item's content blocks (text components, hashed attributes, a vector of the source's own), side by side
 as x_BW, to Q vectors of width D, which are concatenated and normalised into one. A block that the item lacks is a row of
 zeros and is masked; an item without any gets zeros. Two aligners: an MLP (Q = 1), and a QFormer, whose learnable queries
-cross-attend to the content. Both write residuals before RMSNorm, h + CrossAttn(RMSNorm(h), M) and h + FFN(RMSNorm(h)): the
-paper's formulas show none, without them training is slower and less steady.
+cross-attend to the content. Both are made of the layers in `model.query_former`.
 
 The contrastive loss pulls the partners of a pair together among the others of the batch; a second loss keeps what the
 content says, here by rebuilding it (`Reconstruction`). The paper lets a language model write the caption: any `ContentLoss`
@@ -22,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.feed_forward import SwiGLU
+from model.norm import RMSNorm
+from model.query_former import QueryAttention, ResidualFeedForward
 from schemas.item_alignment import ItemAlignmentConfig
-
-EPS = 1e-6
 
 
 class ContentLoss(Protocol):
@@ -45,18 +43,6 @@ def blocks_present(content_BW: Tensor, widths: Sequence[int]) -> Tensor:
     return torch.stack([block.any(1) for block in content_BW.split(list(widths), dim=1)], dim=1)
 
 
-class FeedForward(nn.Module):
-    """h + FFN(RMSNorm(h))."""
-
-    def __init__(self, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.norm, self.ffn = nn.RMSNorm(hidden, eps=EPS), SwiGLU(hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return h + self.dropout(self.ffn(self.norm(h)))
-
-
 class MlpAligner(nn.Module):
     """All blocks at once, with a flag for each that is there; Q = 1."""
 
@@ -64,34 +50,14 @@ class MlpAligner(nn.Module):
         super().__init__()
         self.widths, self.width, hidden = tuple(widths), settings.width, settings.hidden
         self.first = nn.Linear(sum(widths) + len(self.widths), hidden)
-        self.layers = nn.ModuleList([FeedForward(hidden, settings.dropout) for _ in range(settings.layers)])
-        self.norm, self.out = nn.RMSNorm(hidden, eps=EPS), nn.Linear(hidden, settings.width)
+        self.layers = nn.ModuleList([ResidualFeedForward(hidden, hidden, settings.dropout) for _ in range(settings.layers)])
+        self.norm, self.out = RMSNorm(hidden), nn.Linear(hidden, settings.width)
 
     def forward(self, content_BW: Tensor) -> Tensor:
         h = self.first(torch.cat([content_BW, blocks_present(content_BW, self.widths).float()], dim=1))
         for layer in self.layers:
             h = layer(h)
         return self.out(self.norm(h))[:, None]
-
-
-class QueryAttention(nn.Module):
-    """h + CrossAttn(RMSNorm(h), M, M)."""
-
-    def __init__(self, hidden: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.norm, self.dropout = heads, nn.RMSNorm(hidden, eps=EPS), nn.Dropout(dropout)
-        self.w_q = nn.Linear(hidden, hidden, bias=False)
-        self.w_kv = nn.Linear(hidden, 2 * hidden, bias=False)
-        self.w_o = nn.Linear(hidden, hidden, bias=False)
-
-    def forward(self, h_BQC: Tensor, m_BMC: Tensor, mask_B11M: Tensor) -> Tensor:
-        key, value = self.w_kv(m_BMC).chunk(2, dim=-1)
-        query, key, value = (self._heads(x) for x in (self.w_q(self.norm(h_BQC)), key, value))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M)
-        return h_BQC + self.dropout(self.w_o(out.transpose(1, 2).flatten(2)))
-
-    def _heads(self, x_BSC: Tensor) -> Tensor:
-        return x_BSC.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class QFormerAligner(nn.Module):
@@ -103,14 +69,14 @@ class QFormerAligner(nn.Module):
         self.widths, self.width, hidden = tuple(widths), settings.width, settings.hidden
         self.tokens = settings.block_tokens
         self.unfold = nn.ModuleList([nn.Linear(width, self.tokens * hidden) for width in widths])
-        self.memory_norm = nn.RMSNorm(hidden, eps=EPS)
+        self.memory_norm = RMSNorm(hidden)
         self.empty = nn.Parameter(torch.randn(1, 1, hidden))
         self.queries = nn.Parameter(torch.randn(settings.queries, hidden))
         self.attention = nn.ModuleList(
             [QueryAttention(hidden, settings.heads, settings.dropout) for _ in range(settings.layers)]
         )
-        self.ffn = nn.ModuleList([FeedForward(hidden, settings.dropout) for _ in range(settings.layers)])
-        self.norm, self.out = nn.RMSNorm(hidden, eps=EPS), nn.Linear(hidden, settings.width // settings.queries)
+        self.ffn = nn.ModuleList([ResidualFeedForward(hidden, hidden, settings.dropout) for _ in range(settings.layers)])
+        self.norm, self.out = RMSNorm(hidden), nn.Linear(hidden, settings.width // settings.queries)
 
     def forward(self, content_BW: Tensor) -> Tensor:
         parts = content_BW.split(list(self.widths), dim=1)

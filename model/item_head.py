@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.chunked_cross_entropy import chunked_cross_entropy
-from model.context import EventFields
 from model.item_table import ItemTable
 from model.norm import RMSNorm
+from model.pathways import EventFields
 from schemas.model_config import ModelConfig
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.requests import Requests, row_of, select_rows
+from model.requests import GROUPS, Requests, row_of, select_rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def take_rows(requests: Requests, rows: Tensor) -> Requests:
         first = torch.repeat_interleave(offsets[rows] - taken[:-1], lengths)
         return torch.arange(int(taken[-1]), device=offsets.device) + first, taken
 
-    groups = {group: place(getattr(requests, f"{group}_offsets")) for group in ("attribute", "history", "target")}
+    groups = {group: place(getattr(requests, f"{group}_offsets")) for group in GROUPS}
     taken: dict[str, Tensor] = {}
     for field in fields(Requests):
         group = field.name.split("_")[0].removesuffix("s")

@@ -52,6 +52,11 @@ class Bundle:
     lineage: dict[str, Any]
     manifest: dict[str, Any]
 
+    @property
+    def lifelong_length(self) -> int:
+        """How many representatives of a long history the model reads; 0: it has no such pathway."""
+        return self.ranker.decoder.config.lifelong_length
+
 
 def write_bundle(
     folder: Path,

@@ -14,6 +14,7 @@ from schemas.config import Config
 from schemas.errors import ContractViolation
 from schemas.lake import Lake
 from schemas.loader import to_mapping
+from schemas.model_config import ModelConfig
 
 STAGE = "align"
 
@@ -35,13 +36,14 @@ def model_folder(lake: Lake, identity: str) -> Path:
 
 
 def newest_candidate(lake: Lake, config: Config, codebook_version: str, before: datetime.date) -> Candidate | None:
-    """The model of this codebook and these sizes that has seen most and nothing of the day `before`."""
+    """The model of this codebook and these sizes that has seen most and nothing of the day `before`. Sizes that its release
+    did not know are at their defaults."""
     found = [
         candidate
         for candidate, sizes in _candidates(lake)
         if candidate.codebook_version == codebook_version
         and candidate.trained_until < before
-        and sizes == to_mapping(config.model)
+        and to_mapping(ModelConfig()) | sizes == to_mapping(config.model)
     ]
     return max(found, key=lambda candidate: (candidate.trained_until, candidate.made), default=None)
 

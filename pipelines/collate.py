@@ -71,23 +71,23 @@ def requests_of(
         chosen &= before[last] > before[first]
     row, first, last = row[chosen], first[chosen], last[chosen]
 
-    targets, offsets = _keep(*_ranges(first, last), bears)
+    targets, offsets = _keep(*ranges(first, last), bears)
     history, history_offsets = _history(table, row, _jagged(table, "history_end")[0][chosen], limit)
     attributes, attribute_offsets = _attributes(table, row)
     impressions, _ = _jagged(table, "target_impression_ids")
     return Requests(
-        user_ids=_tensor(users[row]),
-        ts_us=_tensor(ts_us[chosen]),
-        attribute_offsets=_tensor(attribute_offsets),
-        attributes=_tensor(attributes),
-        history_offsets=_tensor(history_offsets),
-        history_items=_tensor(catalogue.dense(history.pop("item_ids"))),
-        history_authors=_tensor(history.pop("author_ids")),
-        **{f"history_{name}": _tensor(values) for name, values in history.items()},
-        target_offsets=_tensor(offsets),
-        target_items=_tensor(dense[targets]),
-        target_feedback=_tensor(feedback[targets]),
-        target_impressions=_tensor(impressions[targets]),
+        user_ids=to_tensor(users[row]),
+        ts_us=to_tensor(ts_us[chosen]),
+        attribute_offsets=to_tensor(attribute_offsets),
+        attributes=to_tensor(attributes),
+        history_offsets=to_tensor(history_offsets),
+        history_items=to_tensor(catalogue.dense(history.pop("item_ids"))),
+        history_authors=to_tensor(history.pop("author_ids")),
+        **{f"history_{name}": to_tensor(values) for name, values in history.items()},
+        target_offsets=to_tensor(offsets),
+        target_items=to_tensor(dense[targets]),
+        target_feedback=to_tensor(feedback[targets]),
+        target_impressions=to_tensor(impressions[targets]),
     )
 
 
@@ -104,7 +104,7 @@ def requests_as_of(features: pa.Table, catalogue: Catalogue, engaged_mask: int, 
     # Both lines one after the other; of each row first the older engaged events, then the recent ones.
     first = np.stack([engaged_offsets[:-1], recent_offsets[:-1] + engaged_offsets[-1]], axis=1).ravel()
     last = np.stack([engaged_offsets[1:] - in_recent, recent_offsets[1:] + engaged_offsets[-1]], axis=1).ravel()
-    index, offsets = _ranges(first, last)
+    index, offsets = ranges(first, last)
     columns = {"user_id": features.column("user_id"), "attributes": features.column("attributes")}
     for name in EVENTS:
         values = np.concatenate([_jagged(features, f"{line}_{name}")[0] for line in ("positive", "short")])[index]
@@ -164,7 +164,7 @@ def _history(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     columns = {name: _jagged(table, f"context_{name}") for name in EVENTS}
     start = columns["item_ids"][1][row]
-    index, offsets = _ranges(start, start + ends)
+    index, offsets = ranges(start, start + ends)
     if limit is not None:
         index, offsets = _within(index, offsets, columns["feedback"][0], limit)
     return {name: values[index] for name, (values, _) in columns.items()}, offsets
@@ -184,12 +184,12 @@ def _within(
 
 
 def _attributes(table: pa.Table | pa.RecordBatch, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    texts, offsets = _arrow_lists(table, "attributes")
-    index, taken = _ranges(offsets[row], offsets[row + 1])
+    texts, offsets = arrow_lists(table, "attributes")
+    index, taken = ranges(offsets[row], offsets[row + 1])
     return text_hashes(texts)[index], taken
 
 
-def _arrow_lists(table: pa.Table | pa.RecordBatch, name: str) -> tuple[pa.Array, np.ndarray]:
+def arrow_lists(table: pa.Table | pa.RecordBatch, name: str) -> tuple[pa.Array, np.ndarray]:
     """The values of a list column in one array, and its offsets from 0 (int64)."""
     column = table.column(name)
     if isinstance(column, pa.ChunkedArray):
@@ -199,11 +199,11 @@ def _arrow_lists(table: pa.Table | pa.RecordBatch, name: str) -> tuple[pa.Array,
 
 
 def _jagged(table: pa.Table | pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
-    values, offsets = _arrow_lists(table, name)
+    values, offsets = arrow_lists(table, name)
     return pc.cast(values, pa.int64()).to_numpy(zero_copy_only=False), offsets
 
 
-def _ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The integers of [first[r], last[r]) of all r one after the other, and their offsets."""
     offsets = np.concatenate([[0], np.cumsum(last - first)]).astype(np.int64)
     return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], last - first), offsets
@@ -214,5 +214,5 @@ def _keep(index: np.ndarray, offsets: np.ndarray, wanted: np.ndarray) -> tuple[n
     return index[kept], np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)[offsets]
 
 
-def _tensor(values: np.ndarray) -> torch.Tensor:
+def to_tensor(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64).copy())

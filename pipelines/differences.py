@@ -119,7 +119,7 @@ class Historian:
             before, after = step.spec.by_day(past.config, past.calendar, day), step.spec.by_day(config, step.calendar, day)
             if before and after and before != after:
                 found.append(f"organised {before} then and {after} now")
-        for read in step.spec.outputs[output]:
+        for read in step.spec.reads(output, config):
             now = planned.expected.get(read.source) or planned.inputs.get(read.source, {})
             then_days = set(input_days(read, day, past.calendar, past.config))
             now_days = input_days(read, day, step.calendar, config)
@@ -134,8 +134,10 @@ class Historian:
             return [NEVER]
         if newest == planned.identity:
             return ["forced"]
-        found = changed_settings(step.spec.settings, manifest.get("config", {}), to_mapping(config))
-        for read in step.spec.outputs[name]:
+        made_with = manifest.get("config", {})
+        past = _config(made_with)  # with the defaults of settings that came later
+        found = changed_settings(step.spec.settings, to_mapping(past) if past else made_with, to_mapping(config))
+        for read in step.spec.reads(name, config):
             stored = manifest.get("inputs", {}).get(read.source, {}).get("identities", {})
             then = {datetime.date.fromisoformat(day): identity for day, identity in stored.items()}
             days = input_days(read, step.calendar.fit_day, step.calendar, config)

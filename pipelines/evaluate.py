@@ -9,7 +9,7 @@ generation are measured on a sample of requests whose size the manifest states.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from pipelines.checkpoints import load_model, refuse_other_codebook
 from pipelines.evaluation_data import EvaluationData
 from pipelines.example_roles import load_roles
 from pipelines.item_fields import item_table
+from pipelines.long_histories import long_histories
 from pipelines.measurement import MODEL, Measurement
 from pipelines.sampling import Sample
 from pipelines.stage import StageContext, StageResult
@@ -54,8 +55,8 @@ def run(context: StageContext) -> StageResult:
     """Measures the trained model beside its baselines. Raises ContractViolation where there is nothing to test on."""
     config = context.config.evaluate
     context.engines.ray()
-    data = evaluation_data(context)
-    fitting = fitting_of(context, data)
+    data = evaluation_data(context, context.config.model.lifelong_length)
+    fitting = fitting_of(context, replace(data, long=None))  # which no baseline reads
     fitted = fit_baselines(fitting)
     model = load_ranker(context, data.catalogue)
     systems: dict[str, System] = {MODEL: ModelSystem(model, config.beam)}
@@ -74,18 +75,21 @@ def run(context: StageContext) -> StageResult:
     return result_of(measurement.report(), fitted, legal, fitting.positives)
 
 
-def evaluation_data(context: StageContext) -> EvaluationData:
-    """The pinned examples, split into roles, and the catalogue as it is known on the last test day."""
+def evaluation_data(context: StageContext, lifelong_length: int = 0) -> EvaluationData:
+    """The pinned examples, split into roles, and the catalogue as it is known on the last test day. The models that are
+    asked read the newest `lifelong_length` representatives."""
     config, calendar = context.config, context.calendar
     version = context.pins["training_examples"]
+    catalogue = load_catalogue(context.lake, context.pins["semantic_ids"], calendar.fit_day, calendar.test[-1])
     return EvaluationData(
         lake=context.lake,
         version=version,
-        catalogue=load_catalogue(context.lake, context.pins["semantic_ids"], calendar.fit_day, calendar.test[-1]),
+        catalogue=catalogue,
         roles=load_roles(context.lake, version, config, calendar),
         calendar=calendar,
         positive_mask=mask_of(config.targets.positive),
         batch_rows=config.evaluate.batch_requests,
+        long=long_histories(config, context.lake, context.pins, catalogue, lifelong_length),
     )
 
 

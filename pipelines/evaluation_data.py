@@ -2,7 +2,7 @@
 
 A query is one request of a role with at least one positive target; every positive target of it counts, also an item
 that the catalogue does not know. Positives take 24 bytes each in this process; requests stream through in batches and
-are never held together.
+are never held together, but for a few batches whose long histories are read at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from model.requests import Requests
 from pipelines.catalogue import Catalogue
 from pipelines.collate import COLUMNS, requests_of
 from pipelines.example_roles import list_column, requests_of_targets
+from pipelines.long_histories import LongHistories
 from pipelines.ray_tables import read_dataset
 from pipelines.sampling import Sample
 from pipelines.split import Role, Roles
@@ -54,6 +55,7 @@ class EvaluationData:
     calendar: Calendar
     positive_mask: int
     batch_rows: int = 256
+    long: LongHistories | None = None  # of the models that are asked
 
     def targets(self, role: Role) -> TargetRows:
         """Every positive target of the role's requests; reads five columns of the role's days."""
@@ -68,6 +70,10 @@ class EvaluationData:
 
     def queries(self, role: Role, sample: Sample | None = None) -> Iterator[Requests]:
         """Batches of the role's queries with their positive targets alone, in the table's order."""
+        found = self._queries(role, sample)
+        return found if self.long is None else self.long.given_to(found)
+
+    def _queries(self, role: Role, sample: Sample | None) -> Iterator[Requests]:
         dataset = read_dataset(self.lake, "training_examples", self.version, COLUMNS, self._days(role))
         for table in dataset.iter_batches(batch_size=self.batch_rows, batch_format="pyarrow"):
             requests = positive_queries(requests_of(table, self.catalogue, self.roles, role), self.positive_mask)

@@ -4,7 +4,8 @@ A segment is a run of days, or a part of a large day, with about `segment_rows` 
 (its own small Ray Data set, while the one before trains), ordered and shuffled. Within a segment requests are sorted by
 (time, user), so that neither files nor workers decide the order. Mode "stream" is one pass in that order; mode "epochs"
 permutes segments by (seed, epoch) and requests by (seed, epoch, segment). A resumed run skips whole segments without
-reading them. Memory: the requests with a loss of two segments, each with the history that the model reads.
+reading them. Memory: the requests with a loss of two segments, each with the history that the model reads; long histories
+once a user and row, however many of the segment's requests read it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from model.positives import take_rows
 from model.requests import Requests
 from pipelines.collate import COLUMNS, ExampleCollate, concat_requests
+from pipelines.long_histories import LongHistories, LongRows
 from pipelines.ray_tables import read_dataset
 from schemas.config import TrainConfig
 from schemas.errors import ContractViolation
@@ -62,6 +64,19 @@ class Batch:
     after: Position
     progress: float
     ends_epoch: bool
+
+
+@dataclass(frozen=True)
+class Content:
+    """The requests of a segment, and the long histories that they read, where the model does."""
+
+    requests: Requests
+    long: LongRows | None
+
+    def take(self, numbers: np.ndarray) -> Requests:
+        """Those of these numbers (int64), each with its long history."""
+        chosen = take_rows(self.requests, torch.from_numpy(numbers))
+        return chosen if self.long is None else self.long.given_to(chosen, numbers)
 
 
 def segments_of(lake: Lake, version: int, days: Collection[datetime.date], limit: int) -> list[Segment]:
@@ -113,15 +128,21 @@ class ExampleStream:
     """Batches from any position on; `worker` of `workers` gets its share of every batch."""
 
     def __init__(
-        self, lake: Lake, version: int, days: Collection[datetime.date], collate: ExampleCollate, config: TrainConfig
+        self,
+        lake: Lake,
+        version: int,
+        days: Collection[datetime.date],
+        collate: ExampleCollate,
+        config: TrainConfig,
+        long: LongHistories | None = None,
     ) -> None:
         assert_ray_readable(lake, TABLE)
-        self.lake, self.version, self.collate, self.config = lake, version, collate, config
+        self.lake, self.version, self.collate, self.config, self.long = lake, version, collate, config, long
         self.segments = segments_of(lake, version, days, config.segment_rows)
         if not self.segments:
             raise ContractViolation(f"Table {TABLE} version {version} has no examples on the train days; check the split.")
         self.epochs = config.epochs if config.mode == "epochs" else 1
-        self._kept: tuple[int, Requests] | None = None
+        self._kept: tuple[int, Content] | None = None
 
     def order(self, epoch: int) -> list[int]:
         """The segments of an epoch."""
@@ -143,22 +164,25 @@ class ExampleStream:
             if (epoch, place) >= (start.epoch, start.segment)
         ]
         with ThreadPoolExecutor(1) as reader:
-            ahead: Future[Requests] | None = None
+            ahead: Future[Content] | None = None
             for i, (epoch, place, number) in enumerate(plan):
-                requests = ahead.result() if ahead else self._read(number)
+                content = ahead.result() if ahead else self._read(number)
                 ahead = reader.submit(self._read, plan[i + 1][2]) if i + 1 < len(plan) else None
                 first = start.batch if (epoch, place) == (start.epoch, start.segment) else 0
-                yield from self._segment_batches(requests, epoch, place, number, first)
+                yield from self._segment_batches(content, epoch, place, number, first)
 
-    def _read(self, number: int) -> Requests:
+    def _read(self, number: int) -> Content:
         if self._kept is None or self._kept[0] != number:  # a small log is one segment, and is read once
-            self._kept = (number, read_segment(self.lake, self.version, self.segments[number], self.collate))
+            requests = read_segment(self.lake, self.version, self.segments[number], self.collate)
+            asked = (requests.user_ids.numpy(), requests.ts_us.numpy())
+            long = None if self.long is None else self.long.rows_of(*asked)
+            self._kept = (number, Content(requests, long))
         return self._kept[1]
 
-    def _segment_batches(self, requests: Requests, epoch: int, place: int, number: int, first: int) -> Iterator[Batch]:
-        rows = np.arange(len(requests))
+    def _segment_batches(self, content: Content, epoch: int, place: int, number: int, first: int) -> Iterator[Batch]:
+        rows = np.arange(len(content.requests))
         if self.config.mode == "epochs":
-            rows = np.random.default_rng([self.config.seed, epoch, number]).permutation(len(requests))
+            rows = np.random.default_rng([self.config.seed, epoch, number]).permutation(len(rows))
         count = max(1, round(len(rows) / self.config.batch_requests))  # of equal size: no small last batch
         pieces = np.array_split(rows, count) if len(rows) else []
         done, share = self._done(epoch, place), self.segments[number].rows
@@ -167,8 +191,7 @@ class ExampleStream:
             last = i + 1 == len(pieces)
             after = self._next_segment(epoch, place) if last else Position(self.version, epoch, place, i + 1)
             progress = (done + share * i / len(pieces)) / total
-            chosen = take_rows(requests, torch.from_numpy(pieces[i]))
-            yield Batch(chosen, self.segments[number], after, progress, after.epoch > epoch)
+            yield Batch(content.take(pieces[i]), self.segments[number], after, progress, after.epoch > epoch)
 
     def _next_segment(self, epoch: int, place: int) -> Position:
         at_end = place + 1 == len(self.segments)

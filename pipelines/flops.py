@@ -121,9 +121,10 @@ def report(config: Config, size: str | None, context: int | None, targets: int) 
     if size is not None and size not in SIZES:
         raise ConfigError(f"--size {size} is none of the papers' sizes: {', '.join(SIZES)}.")
     model, sizes = (SIZES[size], CODES) if size else (config.model, config.tokenize.sizes)
-    tokens = 1 + model.short_length + model.positive_length if context is None else context
-    if tokens < 1 or targets < 1:
-        raise ConfigError("--context and --targets must be at least 1.")
+    tokens = model.context_length if context is None else context
+    least = 1 + model.lifelong_queries
+    if tokens < least or targets < 1:
+        raise ConfigError(f"--context must be at least {least} and --targets at least 1.")
     own = f"{size or config.name} ({model.architecture.replace('_', '-')})"
     shapes = {own: model} | peers(model)
     costs = [cost_of(name, shape, sizes, tokens, targets) for name, shape in shapes.items()]

@@ -56,6 +56,8 @@ def not_worse_than_champion(context: StageContext, champion: dict[str, Any]) -> 
     trained_until = datetime.date.fromisoformat(bundle.lineage["trained_until"])
     if context.config.split.by == "days" and trained_until >= first_test:
         return Gate(False, f"{name}, trained on days up to {trained_until} and cannot be compared on {first_test}")
+    if bundle.lifelong_length and not context.config.model.lifelong_length:
+        return Gate(False, f"{name}, reads long histories, which this configuration does not, and cannot be compared")
     metric = context.config.register.gate_metric
     report = compare(context, bundle)
     ours, theirs = report["metrics"][MODEL][metric]["value"], report["metrics"][CHAMPION][metric]["value"]
@@ -67,7 +69,8 @@ def not_worse_than_champion(context: StageContext, champion: dict[str, Any]) -> 
 def compare(context: StageContext, champion: Bundle) -> dict[str, Any]:
     """Measures candidate and champion on the test queries of this log."""
     context.engines.ray()
-    config, data = context.config.evaluate, evaluation_data(context)
+    config = context.config.evaluate
+    data = evaluation_data(context, max(context.config.model.lifelong_length, champion.lifelong_length))
     systems: dict[str, System] = {
         MODEL: ModelSystem(load_ranker(context, data.catalogue), config.beam),
         CHAMPION: ForeignSystem(champion, data.catalogue, config.beam),
@@ -92,8 +95,9 @@ class ForeignSystem:
     beam: int
 
     def rank(self, requests: Requests, k: int, exclude_history: bool = False) -> Tensor:
-        history = translate(requests.history_items, self.catalogue, self.bundle.catalogue)
-        own = Requests(**vars(requests) | {"history_items": history})
+        names = ("history_items", "lifelong_items")
+        items = {name: translate(getattr(requests, name), self.catalogue, self.bundle.catalogue) for name in names}
+        own = Requests(**vars(requests) | items)
         ranked = self.bundle.ranker.rank(own, k, max(self.beam, k), exclude_history)
         return translate(ranked, self.bundle.catalogue, self.catalogue)
 

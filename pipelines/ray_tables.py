@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -56,17 +56,24 @@ def arrow_parts(
     lake: Lake, name: str, version: int, columns: Sequence[str], days: Collection[datetime.date], rows: int
 ) -> Iterator[pa.Table]:
     """The rows of `days` in this process, in the order of days, as tables of whole days and about `rows` at most."""
-    sizes = lake.rows_by_day(name, version)
+    for part in day_parts(sorted(days), lake.rows_by_day(name, version), rows):
+        yield _by_day(read_arrow(lake, name, version, [*columns, PARTITION], part))
+
+
+def day_parts(
+    days: Iterable[datetime.date], sizes: Mapping[datetime.date, int], rows: int
+) -> Iterator[list[datetime.date]]:
+    """The days in their order, in parts of about `rows` rows at most, one day at least; `sizes` are the rows of each."""
     part: list[datetime.date] = []
     held = 0
-    for day in sorted(days):
+    for day in days:
         if part and held + sizes.get(day, 0) > rows:
-            yield _by_day(read_arrow(lake, name, version, [*columns, PARTITION], part))
+            yield part
             part, held = [], 0
         part.append(day)
         held += sizes.get(day, 0)
     if part:
-        yield _by_day(read_arrow(lake, name, version, [*columns, PARTITION], part))
+        yield part
 
 
 def _by_day(table: pa.Table) -> pa.Table:

@@ -20,8 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import torch
 
+from model.requests import Requests
 from pipelines.bundle import Bundle
 from pipelines.collate import EVENTS, requests_as_of
+from pipelines.long_histories import long_histories
 from pipelines.ray_tables import days_filter, lists_of, newest_rows, read_arrow, replace_days
 from pipelines.registry import CHAMPION
 from pipelines.split import day_start_us
@@ -111,7 +113,8 @@ class Recommender:
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         users = self._newest(int(batch["low"][0]), int(batch["high"][0]))
         step = self.config.recommend.batch_users
-        parts = [self._rows(users.slice(start, step)) for start in range(0, len(users), step)]
+        slices = [users.slice(start, step) for start in range(0, len(users), step)]
+        parts = [self._rows(part, asked) for part, asked in zip(slices, self._requests(slices), strict=True)]
         return pa.concat_tables([RECOMMENDATIONS.schema.empty_table(), *parts])
 
     def _newest(self, low: int, high: int) -> pa.Table:
@@ -122,9 +125,16 @@ class Recommender:
         table = rows.to_table(columns=list(COLUMNS), filter=days_filter(days) & users)
         return newest_rows(table, "user_id").combine_chunks()
 
-    def _rows(self, users: pa.Table) -> pa.Table:
+    def _requests(self, slices: list[pa.Table]) -> Iterator[Requests]:
+        """What each slice of users asks at the end of the day. Raises ContractViolation where the champion reads long
+        histories and the configuration makes none."""
+        engaged, catalogue = mask_of(self.config.sequences.engaged), self.bundle.catalogue
+        long = long_histories(self.config, self.lake, self.settings["pins"], catalogue, self.bundle.lifelong_length)
+        asked = (requests_as_of(users, catalogue, engaged, self.after_us) for users in slices)
+        return asked if long is None else long.given_to(asked)
+
+    def _rows(self, users: pa.Table, requests: Requests) -> pa.Table:
         settings, catalogue = self.config.recommend, self.bundle.catalogue
-        requests = requests_as_of(users, catalogue, mask_of(self.config.sequences.engaged), self.after_us)
         beam = max(settings.beam, settings.items)
         with torch.inference_mode():
             ranking = self.bundle.ranker.ranking(requests, settings.items, beam, settings.mask_seen, self.withheld)

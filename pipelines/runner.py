@@ -138,7 +138,8 @@ class Runner:
 
     def _pins(self, stage_plan: StagePlan) -> dict[str, int]:
         """The version of every table that the stage reads, its own outputs' earlier partitions included."""
-        names = {read.source for reads in stage_plan.spec.outputs.values() for read in reads if read.source in TABLES}
+        spec = stage_plan.spec
+        names = {r.source for output in spec.outputs for r in spec.reads(output, self.config) if r.source in TABLES}
         return {name: v for name in sorted(names) if (v := self.lake.version(name)) is not None}
 
 

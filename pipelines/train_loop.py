@@ -252,7 +252,8 @@ class Training:
         """Forward and backward of this worker's share, at the batch's mean lengths."""
         rows, targets = len(requests), len(requests.target_items)
         context = int(context_tokens(requests, self.config.model, self.data.engaged_mask).sum()) / rows
-        work = forward_flops(self.config.model, self.decoder.sizes, context, targets / rows, rows, len(self.items))
+        read, items = len(requests.lifelong_items) / rows, len(self.items)
+        work = forward_flops(self.config.model, self.decoder.sizes, context, targets / rows, rows, read, items)
         return FORWARD_AND_BACKWARD * work.total / self.world
 
     def objective(self, batch: Batch) -> Step:

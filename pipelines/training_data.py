@@ -21,6 +21,7 @@ from pipelines.collate import ExampleCollate, HistoryLimit, concat_requests
 from pipelines.example_roles import load_roles
 from pipelines.example_stream import TABLE, ExampleStream, empty_requests, read_segment, segments_of
 from pipelines.item_fields import item_table
+from pipelines.long_histories import long_histories
 from pipelines.sampling import hash_of
 from pipelines.split import Role, Roles
 from schemas.calendar import Calendar
@@ -63,7 +64,7 @@ class TrainingData:
             hashes = hash_of(chosen.user_ids.numpy(), chosen.ts_us.numpy(), config.train.seed)
             kept = np.sort(np.argsort(hashes, kind="stable")[:VALIDATION_SAMPLE])
             chosen = take_rows(chosen, torch.from_numpy(kept))
-        return chosen
+        return chosen if self.stream.long is None else next(self.stream.long.given_to([chosen]))
 
     def description(self, decoder: Decoder) -> dict[str, Any]:
         """What model.json says beside the sizes."""
@@ -90,7 +91,8 @@ def open_data(
     fields = item_table(lake, pins["items"], catalogue, config.model.hash_buckets, until)
     roles = load_roles(lake, pins[TABLE], config, calendar)
     collate = collate_for(config, catalogue, roles, "train", loss_mask)
-    stream = ExampleStream(lake, pins[TABLE], calendar.train if days is None else days, collate, config.train)
+    long = long_histories(config, lake, pins, catalogue, config.model.lifelong_length)
+    stream = ExampleStream(lake, pins[TABLE], calendar.train if days is None else days, collate, config.train, long)
     return TrainingData(config, lake, calendar, catalogue, fields, roles, stream)
 
 

@@ -282,7 +282,7 @@ class LifelongConfig:
     """Long histories as cluster representatives (OneRec-V1, section 2.2). The paper leaves `max_cluster` open; 1 spends
     all `tokens` on a history that needs them."""
 
-    enabled: bool = resource(False)  # no model reads the table yet
+    enabled: bool = resource(False)  # only a model with `model.lifelong_length` reads the table
     history: int = 100_000  # newest events of a user that count
     tokens: int = 2_000  # representatives at most; a history no longer than that stays as it is
     max_cluster: int = 1  # events at which a cluster splits no further
@@ -469,4 +469,6 @@ class Config:
             paired, "item_pairs.kinds", "lacks cooccurrence, which embed.sources `pairs` reads: add it, or drop that source"
         )
         known = "aligned" not in self.embed.sources or set(self.embed.aligned.kinds) <= set(self.item_pairs.kinds)
+        made = self.lifelong.enabled or not self.model.lifelong_length
+        require(made, "model.lifelong_length", "reads lifelong_sequences: set lifelong.enabled to true, or the length to 0")
         require(known, "embed.aligned.kinds", f"must be among item_pairs.kinds: {', '.join(self.item_pairs.kinds)}")

@@ -51,11 +51,12 @@ class Read:
 
     source: str
     span: Span
+    when: Callable[[Config], bool] | None = None  # which configurations read it; None: all
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage's contract. `outputs` maps each table (or, for an artifact, the stage's own name) to what it reads."""
+    """A stage's contract. `outputs` maps each table (or, for an artifact, the stage's own name) to what it may read."""
 
     name: str
     logic: int  # raise it when the same inputs and settings would give other rows
@@ -69,10 +70,19 @@ class StageSpec:
     # How the partition of one day is made, where that depends on the roles of days; a part of its identity unless empty.
     by_day: Callable[[Config, Calendar, datetime.date], str] | None = None
 
+    def reads(self, output: str, config: Config) -> tuple[Read, ...]:
+        """What `output` is made from under a configuration."""
+        return tuple(read for read in self.outputs[output] if read.when is None or read.when(config))
+
     def off(self, config: Config) -> str:
         """Why the stage does nothing by configuration; empty where it is on."""
         on = not self.switch or getattr(config, self.switch).enabled
         return "" if on else f"{self.switch}.enabled is false"
+
+
+def has_lifelong(config: Config) -> bool:
+    """Whether the model has the pathway that reads lifelong_sequences."""
+    return config.model.lifelong_length > 0
 
 
 SEQUENCES = StageSpec(
@@ -172,6 +182,7 @@ TRAIN = StageSpec(
             Read("training_examples", "train"),
             Read("semantic_ids", "trained"),
             Read("items", "trained"),
+            Read("lifelong_sequences", "train", has_lifelong),
             Read("candidate", "pinned"),  # whose weights the night's training continues
         )
     },
@@ -191,6 +202,7 @@ ALIGN = StageSpec(
             Read("impressions", "train"),  # what this system showed carries its probabilities
             Read("semantic_ids", "trained"),
             Read("items", "trained"),
+            Read("lifelong_sequences", "train", has_lifelong),
             Read("train", "artifact"),
         )
     },
@@ -208,6 +220,7 @@ EVALUATE = StageSpec(
             Read("training_examples", "all"),
             Read("semantic_ids", "all"),
             Read("items", "all"),
+            Read("lifelong_sequences", "all", has_lifelong),
             Read("align", "artifact"),
         )
     },
@@ -225,6 +238,7 @@ REGISTER = StageSpec(
             Read("semantic_ids", "all"),
             Read("items", "all"),
             Read("training_examples", "all"),  # a champion is measured on them beside the candidate
+            Read("lifelong_sequences", "all", has_lifelong),
             Read("align", "artifact"),
             Read("evaluate", "artifact"),
         )
@@ -238,7 +252,14 @@ RECOMMEND = StageSpec(
     "recommend",
     logic=1,
     settings=("recommend",),
-    outputs={"recommendations": (Read("user_features", "until"), Read("items", "until"), Read("champion", "pinned"))},
+    outputs={
+        "recommendations": (
+            Read("user_features", "until"),
+            Read("items", "until"),
+            Read("lifelong_sequences", "until", has_lifelong),
+            Read("champion", "pinned"),
+        )
+    },
     days="last",
     engine="ray",
     summary="the champion's best items for every active user",
@@ -305,7 +326,8 @@ def plan(
     pinned = pinned or {}
     settings = {name: to_mapping(getattr(config, name), identity=True) for name in spec.settings}
     known: dict[str, Identities] = {}
-    for output, reads in spec.outputs.items():
+    for output in spec.outputs:
+        reads = spec.reads(output, config)
         folds: dict[Read, Fold] = {}
         for read in reads:
             if read.source not in known:

@@ -67,6 +67,11 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str, prefix: str 
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _is_outside(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether the field is no part of an identity: a resource, or a later one at its default."""
+    return bool(field.metadata.get("resource") or (field.metadata.get("later") and value == field.default))
+
+
 def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -109,12 +114,12 @@ def parse_date(text: str, what: str = "--date") -> datetime.date:
 
 
 def to_mapping(value: Any, identity: bool = False) -> Any:
-    """A dataclass as plain data that YAML and JSON can hold; `identity` leaves out the resource fields."""
+    """A dataclass as plain data that YAML and JSON can hold; `identity` leaves out what is no part of one."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             f.name: to_mapping(getattr(value, f.name), identity)
             for f in dataclasses.fields(value)
-            if not (identity and f.metadata.get("resource"))
+            if not (identity and _is_outside(f, getattr(value, f.name)))
         }
     if isinstance(value, tuple):
         return [to_mapping(item, identity) for item in value]

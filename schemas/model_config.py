@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from schemas.settings import require
+from schemas.settings import later, require
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,18 @@ class ModelConfig:
     g_kv: int = 4
     short_length: int = 20
     positive_length: int = 50
+    lifelong_length: int = later(0)  # newest representatives of lifelong_sequences; 0: no such pathway
+    lifelong_queries: int = later(0)  # of a QFormer that makes a token each of them; 0: a token a representative
+    lifelong_blocks: int = later(2)  # of that QFormer
     hash_buckets: int = 20_000  # of authors, tags and attributes, and of items where `fields` names them
     item_head: bool = False  # scores every item directly, too; see model/item_head.py
     dropout: float = 0.1
     moe: MoeConfig = field(default_factory=MoeConfig)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a context at most, the static one included."""
+        return 1 + self.short_length + self.positive_length + (self.lifelong_queries or self.lifelong_length)
 
     def has_experts(self, layer: int) -> bool:
         """Whether the layer (from 0) has experts; a negative one never has."""
@@ -70,5 +78,12 @@ class ModelConfig:
         tied = not self.item_head or "item" in self.fields
         require(tied, "model.item_head", "needs `item` among model.fields: its vectors are those of the context")
         require(1 <= self.l_kv <= self.layers, "model.l_kv", "must lie between 1 and layers")
+        for name in ("lifelong_length", "lifelong_queries"):
+            require(getattr(self, name) >= 0, f"model.{name}", "must be at least 0")
+        read = self.lifelong_length > 0 or not self.lifelong_queries
+        require(
+            read, "model.lifelong_queries", "must be 0 where model.lifelong_length is: the queries have nothing to read"
+        )
+        require(self.lifelong_blocks >= 1, "model.lifelong_blocks", "must be at least 1")
         encodes = (self.architecture == "encoder_decoder") == (self.encoder_layers > 0)
         require(encodes, "model.encoder_layers", "must be above 0 for architecture encoder_decoder, and 0 for the others")

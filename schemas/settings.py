@@ -13,6 +13,12 @@ def resource(default: Any) -> Any:
     return field(default=default, metadata={"resource": True})
 
 
+def later(default: Any) -> Any:
+    """A field that came when models had been trained without it: a part of identities only where it differs from its
+    default, with which they were trained."""
+    return field(default=default, metadata={"later": True})
+
+
 def require(condition: bool, key: str, remedy: str) -> None:
     """Raises ValueError, which the loader turns into a sentence with the file's name."""
     if not condition:

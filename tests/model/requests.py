@@ -10,7 +10,7 @@ from torch import Tensor
 from model.architectures import build_decoder
 from model.decoder import Decoder
 from model.item_table import ItemTable, build_item_table
-from model.requests import Requests
+from model.requests import GROUPS, Requests
 from schemas.model_config import ModelConfig
 
 ENGAGED = 0b11
@@ -33,9 +33,10 @@ def catalogue(num_items: int, num_codes: int = 8, seed: int = 0, buckets: int = 
 
 
 def random_requests(
-    rows: int, num_items: int, seed: int = 0, history: int = 12, targets: int = 3, least: int = 1
+    rows: int, num_items: int, seed: int = 0, history: int = 12, targets: int = 3, least: int = 1, lifelong: int = 9
 ) -> Requests:
-    """Histories of 0 to `history` events (unknown items, authors and durations among them), 0 to 3 attributes."""
+    """Histories of 0 to `history` events (unknown items, authors and durations among them), 0 to 3 attributes, long
+    histories of 0 to `lifelong` representatives."""
     g = torch.Generator().manual_seed(seed)
 
     def integers(low: int, high: int, size: int) -> Tensor:
@@ -45,7 +46,7 @@ def random_requests(
     target_offsets = offsets_of(integers(least, targets + 1, rows))
     attribute_offsets = offsets_of(integers(0, 4, rows))
     events, wanted = int(history_offsets[-1]), int(target_offsets[-1])
-    return Requests(
+    requests = Requests(
         user_ids=integers(0, 100, rows),
         ts_us=torch.full((rows,), 10**15),
         attribute_offsets=attribute_offsets,
@@ -62,6 +63,19 @@ def random_requests(
         target_feedback=torch.ones(wanted, dtype=torch.long),
         target_impressions=torch.arange(wanted),
     )
+    offsets = offsets_of(integers(0, lifelong + 1, rows))
+    long = int(offsets[-1])
+    return dataclasses.replace(
+        requests,
+        lifelong_offsets=offsets,
+        lifelong_items=integers(-1, num_items, long),
+        lifelong_authors=integers(-1, 9, long),
+        lifelong_ts_us=10**15 - integers(1, 10**14, long),
+        lifelong_play_ms=integers(-1, 50_000, long),
+        lifelong_duration_ms=integers(-1, 30_000, long),
+        lifelong_feedback=integers(0, 8, long),
+        lifelong_weights=integers(1, 500, long),
+    )
 
 
 def small_decoder(seed: int = 0, sizes: tuple[int, ...] = (8, 8, 8), **changes: object) -> Decoder:
@@ -73,7 +87,7 @@ def only_row(requests: Requests, row: int, target: int | None = None) -> Request
     """One request alone, with all its targets or with one of them."""
     parts = {"user_ids": slice(row, row + 1), "ts_us": slice(row, row + 1)}
     values = {name: getattr(requests, name)[where] for name, where in parts.items()}
-    for group in ("attribute", "history", "target"):
+    for group in GROUPS:
         start, end = getattr(requests, f"{group}_offsets")[row : row + 2].tolist()
         if group == "target" and target is not None:
             start, end = start + target, start + target + 1

@@ -9,6 +9,7 @@ import torch
 
 from model.attention import QueryLayout
 from model.beam import beam_search, rank_items
+from model.requests import Requests
 from model.trie import Trie
 from schemas.model_config import MoeConfig
 from tests.model.requests import catalogue, only_row, random_requests, small_decoder
@@ -17,6 +18,7 @@ from tests.model.test_trie_beam import exact_scores
 ITEMS = catalogue(30)
 EXPERTS = MoeConfig(experts=4, active=2, width=8, first_dense=1)
 ENCODER_DECODER = {"architecture": "encoder_decoder", "encoder_layers": 2}
+QUERIES = {"lifelong_length": 5, "lifelong_queries": 3}
 SHAPES: dict[str, dict[str, object]] = {
     "lazy": {},
     "lazy, grouped": {"g_kv": 1},
@@ -29,6 +31,10 @@ SHAPES: dict[str, dict[str, object]] = {
     "encoder-decoder with experts": ENCODER_DECODER | {"moe": dataclasses.replace(EXPERTS, encoder=True)},
     "decoder-only": {"architecture": "decoder_only"},
     "decoder-only, grouped": {"architecture": "decoder_only", "g_kv": 1},
+    "lazy, lifelong": {"lifelong_length": 5},
+    "lazy, lifelong queries": QUERIES,
+    "encoder-decoder, lifelong queries": ENCODER_DECODER | QUERIES,
+    "decoder-only, lifelong": {"architecture": "decoder_only", "lifelong_length": 5},
 }
 SESSIONS = {f"{name}, session": change | {"target": "session"} for name, change in SHAPES.items()}
 
@@ -51,10 +57,16 @@ def test_targets_together_equal_targets_one_by_one(name: str) -> None:
     assert not unused
 
 
+def forget_items(requests: Requests) -> None:
+    """No code of a target is in the context any more."""
+    requests.history_items = torch.full_like(requests.history_items, -1)
+    requests.lifelong_items = torch.full_like(requests.lifelong_items, -1)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_code_is_predicted_from_the_codes_before_it_alone(name: str) -> None:
     requests = random_requests(1, 30, targets=1)
-    requests.history_items = torch.full_like(requests.history_items, -1)
+    forget_items(requests)
     decoder = small_decoder(**SHAPES[name]).eval()
     for changed in range(3):
         codes = ITEMS.codes.clone()
@@ -76,7 +88,7 @@ def test_garbage_in_padding_changes_no_score(name: str) -> None:
     assert padding.any() and torch.equal(clean, decoder.hidden(decoder.embed(codes), kv, layout)[0])
 
 
-@pytest.mark.parametrize("name", ["encoder-decoder", "decoder-only"])
+@pytest.mark.parametrize("name", ["encoder-decoder", "decoder-only", *(name for name in SHAPES if "lifelong" in name)])
 def test_a_request_in_a_batch_is_as_alone(name: str) -> None:
     requests = random_requests(6, 30, history=9)
     decoder = small_decoder(**SHAPES[name]).eval()
@@ -114,7 +126,7 @@ def one_score(decoder, requests, table, row: int, item: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", SESSIONS)
 def test_a_session_reads_the_items_before_and_none_after(name: str) -> None:
     requests = random_requests(4, 30, seed=5, targets=3, least=3)
-    requests.history_items = torch.full_like(requests.history_items, -1)
+    forget_items(requests)
     decoder = small_decoder(**SESSIONS[name]).eval()
     plain = decoder(requests, ITEMS).logits
     for changed in range(3):

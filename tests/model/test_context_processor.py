@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from model.context import context_tokens, duration_bucket, gap_bucket, ratio_bucket
+from model.context import context_tokens
 from model.context_processor import ContextProcessor
+from model.lifelong import weight_bucket
+from model.pathways import duration_bucket, gap_bucket, ratio_bucket
 from model.requests import Requests, row_of
 from tests.model.requests import ENGAGED, SMALL, catalogue, random_requests, small_decoder
 
@@ -124,3 +126,52 @@ def test_buckets_keep_order_and_name_the_unknown() -> None:
     ]  # fmt: skip
     durations = duration_bucket(torch.tensor([-1, 1, 1000, 60_000, 10**9]))
     assert durations[0] == 0 and (durations.diff() > 0).all()
+
+
+LIFELONG = {"lifelong_length": 5}
+QUERIES = LIFELONG | {"lifelong_queries": 3}
+
+
+def without_lifelong(requests: Requests) -> Requests:
+    """None of the requests has a long history."""
+    kept = {name: value for name, value in vars(requests).items() if not name.startswith("lifelong")}
+    return Requests(**kept)
+
+
+@pytest.mark.parametrize("changes", [LIFELONG, QUERIES])
+def test_lifelong_tokens_are_counted_and_come_from_the_newest_representatives(changes: dict[str, int]) -> None:
+    requests, decoder = random_requests(30, 30, seed=4), small_decoder(**changes).eval()
+    lengths = requests.lifelong_offsets.diff()
+    assert (lengths == 0).any() and (lengths > 5).any()
+    before, layout = decoder.context(requests, ITEMS)
+    assert torch.equal(context_tokens(requests, decoder.config, ENGAGED), layout.valid_RT.sum(1))
+    old = torch.arange(int(lengths.sum())) < (requests.lifelong_offsets[1:] - 5).repeat_interleave(lengths)
+    for name, same in (("newest", False), ("older", True)):
+        weights = torch.where(old == (name == "older"), 99_999, requests.lifelong_weights)
+        changed = dataclasses.replace(requests, lifelong_weights=weights)
+        assert torch.equal(before, decoder.context(changed, ITEMS)[0]) == same
+
+
+def test_without_the_pathway_long_histories_are_not_read() -> None:
+    requests, decoder = random_requests(10, 30), small_decoder().eval()
+    assert decoder.context.lifelong is None
+    assert torch.equal(decoder.context(requests, ITEMS)[0], decoder.context(without_lifelong(requests), ITEMS)[0])
+
+
+@pytest.mark.parametrize("changes", [LIFELONG, QUERIES])
+def test_without_long_histories_every_parameter_still_has_a_gradient(changes: dict[str, int]) -> None:
+    """A worker whose share of a batch has none must take part in the exchange of gradients."""
+    decoder, requests = small_decoder(**changes), without_lifelong(random_requests(5, 30))
+    loss = decoder.loss(requests, ITEMS).total
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+    if decoder.context.lifelong.queries is not None:  # all that is there to look at
+        assert decoder.context.lifelong.queries.empty.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("changes", [LIFELONG, QUERIES])
+def test_the_events_of_a_cluster_are_a_field(changes: dict[str, int]) -> None:
+    requests, decoder = random_requests(5, 30), small_decoder(**changes).eval()
+    heavier = dataclasses.replace(requests, lifelong_weights=requests.lifelong_weights * 8)
+    assert not torch.equal(decoder.context(requests, ITEMS)[0], decoder.context(heavier, ITEMS)[0])
+    assert weight_bucket(torch.tensor([1, 2, 3, 100, 100_000, 10**9])).tolist() == [0, 2, 3, 13, 33, 35]

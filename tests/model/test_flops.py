@@ -30,7 +30,13 @@ SHAPES: dict[str, dict[str, object]] = {
         "moe": dataclasses.replace(EXPERTS, encoder=True),
     },
     "decoder-only": {"architecture": "decoder_only", "g_kv": 1},
-}
+    "lazy, lifelong": {"lifelong_length": 5},
+    "lazy, lifelong queries": {"lifelong_length": 5, "lifelong_queries": 3, "lifelong_blocks": 3},
+    "encoder-decoder, lifelong queries": {
+        "architecture": "encoder_decoder", "encoder_layers": 1, "lifelong_length": 5, "lifelong_queries": 3,
+    },
+    "decoder-only, lifelong": {"architecture": "decoder_only", "lifelong_length": 5},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -40,8 +46,8 @@ def test_forward_equals_pytorchs_count(name: str) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         requests = full_requests(rows, max(config.short_length, config.positive_length), targets, 30)
         decoder(requests, ITEMS, torch.ones(rows * targets, dtype=torch.bool))
-    context = 1 + config.short_length + config.positive_length
-    assert counter.get_total_flops() == forward_flops(config, decoder.sizes, context, targets, rows, 30).total
+    work = forward_flops(config, decoder.sizes, config.context_length, targets, rows, items=30)
+    assert counter.get_total_flops() == work.total
 
 
 @pytest.mark.parametrize(("name", "billions"), [

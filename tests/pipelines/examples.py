@@ -13,7 +13,7 @@ from schemas.calendar import Calendar, calendar_of
 from schemas.config import Config, SplitConfig, TokenizeConfig, TrainConfig
 from schemas.lake import Lake
 from schemas.model_config import ModelConfig
-from schemas.tables import ITEMS, SEMANTIC_IDS, TRAINING_EXAMPLES
+from schemas.tables import ITEMS, LIFELONG_SEQUENCES, SEMANTIC_IDS, TRAINING_EXAMPLES
 
 FIRST = datetime.date(2026, 1, 1)
 DAYS = tuple(FIRST + datetime.timedelta(days=i) for i in range(5))  # three train, one validates, one tests
@@ -97,6 +97,31 @@ def write_lake(lake: Lake, rows: list[dict], num_items: int = 40) -> dict[str, i
         "semantic_ids": replace_days(lake, "semantic_ids", pa.Table.from_pylist(codes, schema=SEMANTIC_IDS.schema), stamps),
         "items": replace_days(lake, "items", pa.Table.from_pylist(items, schema=ITEMS.schema), stamps),
     }
+
+
+def lifelong_rows(seed: int = 0, num_items: int = 40) -> list[dict]:
+    """Random rows of lifelong_sequences, from two days before the examples on: seven of the ten users have some of them."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for day in (FIRST - datetime.timedelta(days=2), FIRST - datetime.timedelta(days=1), *DAYS):
+        for user in np.flatnonzero(rng.random(7) < 0.5).tolist():
+            size = int(rng.integers(1, 7))
+            lists = {"item_ids": (0, num_items + 3), "author_ids": (-1, 5), "ts_us": (0, day_us(day) + 86_400_000_000)}
+            lists |= {"play_ms": (-1, 9000), "duration_ms": (-1, 9000), "feedback": (0, 4), "weights": (1, 90)}
+            values = {name: rng.integers(low, high, size).tolist() for name, (low, high) in lists.items()}
+            rows.append({"user_id": user, "date": day, **values, "ts_us": sorted(values["ts_us"])})
+    return rows
+
+
+def write_lifelong(lake: Lake, rows: list[dict]) -> int:
+    table = pa.Table.from_pylist(rows, schema=LIFELONG_SEQUENCES.schema)
+    return replace_days(lake, "lifelong_sequences", table, dict.fromkeys(sorted({row["date"] for row in rows}), "x"))
+
+
+def with_lifelong(config: Config, **sizes: int) -> Config:
+    """The model has the lifelong pathway."""
+    made = dataclasses.replace(config.lifelong, enabled=True)
+    return dataclasses.replace(config, lifelong=made, model=dataclasses.replace(config.model, **sizes))
 
 
 def with_train(**changes: object) -> Config:

@@ -109,6 +109,6 @@ def context(
     spec = next(s for s in STAGES if s.name == stage)
     stage_plan = plan(spec, config, lake, calendar(days, config), force)
     assert not stage_plan.missing
-    names = {read.source for reads in spec.outputs.values() for read in reads if read.source in TABLES}
+    names = {read.source for output in spec.outputs for read in spec.reads(output, config) if read.source in TABLES}
     pins = {name: v for name in names if (v := lake.version(name)) is not None}
     return StageContext(config, lake, calendar(days, config), stage_plan, engines, pins, lambda _: None)

@@ -11,13 +11,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 
+from pipelines.collate import requests_as_of
 from pipelines.exposures import load_exposures
+from pipelines.long_histories import ARRAYS, LongRows
+from pipelines.ray_tables import newest_rows
+from pipelines.split import day_start_us
 from schemas.errors import EXIT_RETRY
 from schemas.lake import Lake
 from tests.pipelines.command_line import answer_of, shared_engines
@@ -42,7 +47,8 @@ CONFIG: dict[str, Any] = {
     },
     "embed": {"sources": ["pairs", "attributes"], "weights": [1.0, 1.0], "pairs_width": 16, "attributes_width": 8},
     "tokenize": {"codes": 8},
-    "model": {"d_model": 32, "layers": 2, "heads": 2, "g_kv": 2, "embed_dim": 16, "dropout": 0.0, "hash_buckets": 100},
+    "model": {"d_model": 32, "layers": 2, "heads": 2, "g_kv": 2, "embed_dim": 16, "dropout": 0.0, "hash_buckets": 100}
+    | {"lifelong_length": 12, "lifelong_queries": 4},
     "train": {"epochs": 8, "batch_requests": 32, "learning_rate": 5e-3, "warmup_steps": 5},
     "evaluate": {"baselines": ["popularity"], "cutoffs": [5, 10], "beam": 60, "bootstrap": 100, "deep_sample": 20},
     "recommend": {"items": 5, "beam": 60},
@@ -213,6 +219,30 @@ def test_nights_add_to_long_histories_and_sessions(nights: dict[str, Any]) -> No
         assert (histories["weights"].map(len) <= TOKENS).all()
         requests = logged.loc[logged["date"] == night, ["user_id", "request_id"]].drop_duplicates()
         assert len(rows_of(lake, "sessions", night)) == len(requests)
+
+
+def test_models_learn_from_long_histories_and_recommend_by_them(nights: dict[str, Any]) -> None:
+    """The champion's answer to each user's newest row at or before the night is what the table of recommendations holds."""
+    lake, night = nights["lake"], NIGHTS[0]
+    for stage in ("train", "align", "evaluate", "register"):
+        assert all(manifest["inputs"]["lifelong_sequences"]["version"] > 0 for manifest in manifests(lake, stage))
+    shown = rows_of(lake, "recommendations", night)
+    served = mlflow.pyfunc.load_model(f"models:/{shown['model_version'].iloc[0]}").unwrap_python_model().bundle
+    assert served.lifelong_length == 12
+    features = lake.open("user_features").to_pyarrow_table()
+    features = newest_rows(features, "user_id", night).combine_chunks()
+    long = rows_of(lake, "lifelong_sequences")
+    newest = long[long["date"] <= night].sort_values("date").groupby("user_id").last().loc[range(USERS)]
+    arrays = {field: np.concatenate(newest[name].to_list()) for name, field in ARRAYS.items()}
+    arrays["items"] = served.catalogue.dense(arrays["items"])
+    rows = LongRows(np.arange(USERS), np.cumsum([0, *newest["item_ids"].map(len)]), arrays)
+    after = day_start_us(night + datetime.timedelta(days=1), "UTC")
+    bare = requests_as_of(features, served.catalogue, served.ranker.decoder.engaged_mask, after)
+    wanted = shown.sort_values(["user_id", "rank"])["item_id"].to_numpy().reshape(USERS, -1)
+    withheld = torch.from_numpy(served.catalogue.item_ids == 0)
+    for requests, same in ((rows.given_to(bare, np.arange(USERS)), True), (bare, False)):
+        ranked = served.ranker.ranking(requests, wanted.shape[1], 60, True, withheld).items.numpy()
+        assert np.array_equal(served.catalogue.item_ids[ranked], wanted) == same
 
 
 def test_a_night_again_changes_nothing_and_an_unknown_one_is_retried(nights: dict[str, Any]) -> None:

@@ -29,7 +29,18 @@ from schemas.lineage import TRAIN, StagePlan
 from schemas.model_config import MoeConfig
 from schemas.tables import SEMANTIC_IDS
 from tests.model.requests import random_requests, small_decoder
-from tests.pipelines.examples import CONFIG, DAYS, calendar, day_us, example_rows, with_train, write_lake
+from tests.pipelines.examples import (
+    CONFIG,
+    DAYS,
+    calendar,
+    day_us,
+    example_rows,
+    lifelong_rows,
+    with_lifelong,
+    with_train,
+    write_lake,
+    write_lifelong,
+)
 from tests.pipelines.test_collate import as_rows
 
 ROWS = example_rows(20)
@@ -42,7 +53,7 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def small_lake(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, dict[str, int]]:
     lake = Lake(str(tmp_path_factory.mktemp("train") / "lake"))
-    return lake, write_lake(lake, ROWS)
+    return lake, write_lake(lake, ROWS) | {"lifelong_sequences": write_lifelong(lake, lifelong_rows())}
 
 
 @pytest.fixture
@@ -134,7 +145,9 @@ def test_a_position_in_another_version_is_refused(data: TrainingData) -> None:
         next(data.stream.batches(Position(7)))
 
 
-EVERYTHING = with_train(accumulate=2, average=0.8, patience=2, recompute=True)
+EVERYTHING = with_lifelong(
+    with_train(accumulate=2, average=0.8, patience=2, recompute=True), lifelong_length=4, lifelong_queries=2
+)
 FIELDS = ("item", *EVERYTHING.model.fields)
 EXPERTS = MoeConfig(experts=4, active=2, width=8, first_dense=1, speed=0.1)
 EVERYTHING = replace(EVERYTHING, model=replace(EVERYTHING.model, moe=EXPERTS, fields=FIELDS, item_head=True))

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from pipelines.ray_tables import replace_days
 from schemas.calendar import Calendar, calendar_of
-from schemas.config import Config, SplitConfig
+from schemas.config import Config, LifelongConfig, SplitConfig
 from schemas.errors import ContractViolation
 from schemas.lake import Identities, Lake
 from schemas.lineage import (
     EMBED,
     ITEM_PAIRS,
+    LIFELONG,
     ORGANISE,
     REWARDS,
     SEQUENCES,
@@ -123,6 +124,25 @@ def test_what_is_fitted_is_not_awaited_before_the_fit_day(lake: Lake) -> None:
     assert min(plan(TOKENIZE, CONFIG, lake, CALENDAR).expected["semantic_ids"]) == CALENDAR.fit_day
     assert plan(TOKENIZE, CONFIG, lake, CALENDAR).done
     assert not plan(TRAIN, CONFIG, lake, CALENDAR).missing
+
+
+def test_long_histories_are_read_where_the_model_has_the_pathway(lake: Lake) -> None:
+    ingest(lake)
+    for spec in (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE):
+        build(lake, spec)
+    enabled = dataclasses.replace(CONFIG, lifelong=LifelongConfig(enabled=True))
+    reading = dataclasses.replace(enabled, model=dataclasses.replace(CONFIG.model, lifelong_length=8))
+    before = plan(TRAIN, CONFIG, lake, CALENDAR)
+    assert "lifelong_sequences has no partition 2026-01-01" in plan(TRAIN, reading, lake, CALENDAR).missing
+    build(lake, LIFELONG, enabled)
+    assert plan(TRAIN, enabled, lake, CALENDAR).expected == before.expected
+    known = plan(TRAIN, reading, lake, CALENDAR)
+    assert not known.missing and known.identity != before.identity
+    commit(lake, "lifelong_sequences", {CALENDAR.test[0]: "another"})
+    assert plan(TRAIN, reading, lake, CALENDAR).identity == known.identity
+    commit(lake, "lifelong_sequences", {CALENDAR.train[1]: "another"})
+    assert plan(TRAIN, reading, lake, CALENDAR).identity != known.identity
+    assert plan(TRAIN, enabled, lake, CALENDAR).expected == before.expected
 
 
 def test_a_relative_root_counts_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from schemas.config import Config
 from schemas.errors import ConfigError
 from schemas.loader import from_mapping, load_config, to_mapping
+from schemas.model_config import ModelConfig
 from tests.conftest import REPOSITORY
 
 
@@ -39,6 +41,9 @@ def test_every_shipped_configuration_loads_and_survives_a_round_trip(path: Path)
         ("tokenize: {codes: many}", ["tokenize.codes", "int", "'many'"]),
         ("tokenize: {codes: [8, 0, 8]}", ["tokenize.codes", "at least 1"]),
         ("model: {heads: 7}", ["model.heads", "divide"]),
+        ("model: {lifelong_length: 8}", ["model.lifelong_length", "lifelong.enabled"]),
+        ("model: {lifelong_length: -1}", ["model.lifelong_length", "at least 0"]),
+        ("model: {lifelong_queries: 8}", ["model.lifelong_queries", "lifelong_length"]),
         ("source: {first_day: 2026-13-01x}", ["source.first_day", "YYYY-MM-DD"]),
         ("source: {future_days: -1}", ["source.future_days", "null"]),
         ("a: [", ["not valid YAML"]),
@@ -74,3 +79,11 @@ def test_resources_are_no_part_of_an_identity() -> None:
     assert "num_workers" in to_mapping(config.train)
     assert "num_workers" not in to_mapping(config.train, identity=True)
     assert "path" not in to_mapping(config.source, identity=True)
+
+
+def test_a_setting_that_came_later_is_part_of_an_identity_only_away_from_its_default() -> None:
+    model = ModelConfig()
+    assert to_mapping(model)["lifelong_length"] == 0
+    assert not {"lifelong_length", "lifelong_queries", "lifelong_blocks"} & to_mapping(model, identity=True).keys()
+    longer = to_mapping(replace(model, lifelong_length=8), identity=True)
+    assert longer["lifelong_length"] == 8 and "lifelong_blocks" not in longer

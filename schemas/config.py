@@ -469,6 +469,6 @@ class Config:
             paired, "item_pairs.kinds", "lacks cooccurrence, which embed.sources `pairs` reads: add it, or drop that source"
         )
         known = "aligned" not in self.embed.sources or set(self.embed.aligned.kinds) <= set(self.item_pairs.kinds)
+        require(known, "embed.aligned.kinds", f"must be among item_pairs.kinds: {', '.join(self.item_pairs.kinds)}")
         made = self.lifelong.enabled or not self.model.lifelong_length
         require(made, "model.lifelong_length", "reads lifelong_sequences: set lifelong.enabled to true, or the length to 0")
-        require(known, "embed.aligned.kinds", f"must be among item_pairs.kinds: {', '.join(self.item_pairs.kinds)}")

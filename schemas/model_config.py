@@ -81,9 +81,7 @@ class ModelConfig:
         for name in ("lifelong_length", "lifelong_queries"):
             require(getattr(self, name) >= 0, f"model.{name}", "must be at least 0")
         read = self.lifelong_length > 0 or not self.lifelong_queries
-        require(
-            read, "model.lifelong_queries", "must be 0 where model.lifelong_length is: the queries have nothing to read"
-        )
+        require(read, "model.lifelong_queries", "must be 0 where model.lifelong_length is 0: they have nothing to read")
         require(self.lifelong_blocks >= 1, "model.lifelong_blocks", "must be at least 1")
         encodes = (self.architecture == "encoder_decoder") == (self.encoder_layers > 0)
         require(encodes, "model.encoder_layers", "must be above 0 for architecture encoder_decoder, and 0 for the others")

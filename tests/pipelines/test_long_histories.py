@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from model.ranker import Ranker
 from model.requests import Requests
 from pipelines import long_histories as module
 from pipelines.bundle import Bundle, build_trie
+from pipelines.candidates import newest_candidate
 from pipelines.catalogue import Catalogue, load_catalogue
 from pipelines.evaluation_data import EvaluationData
 from pipelines.example_stream import Position
@@ -30,6 +32,7 @@ from schemas.config import Config
 from schemas.errors import ContractViolation
 from schemas.feedback import mask_of
 from schemas.lake import Lake
+from schemas.loader import to_mapping
 from tests.model.handmade_requests import requests_by_hand
 from tests.model.requests import small_decoder
 from tests.pipelines.examples import (
@@ -145,6 +148,21 @@ def test_batches_read_together_are_as_alone(pinned, monkeypatch: pytest.MonkeyPa
         assert long_of(found) == expected(batch, histories.catalogue)
 
 
+def test_days_before_every_users_row_are_not_read(tmp_path, pinned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files are gone, and nobody misses them; of the newer days, only rows that are read are held."""
+    monkeypatch.setattr(module, "INDEX_ROWS", 1)
+    rows = [row | {"user_id": user, "date": day} for row in ROWS[:1] for user in (0, 1, 3, 4) for day in DAYS]
+    lake = Lake(str(tmp_path / "lake"))
+    histories = dataclasses.replace(histories_of(pinned), lake=lake, version=write_lifelong(lake, rows))
+    for day in DAYS[:2]:
+        shutil.rmtree(f"{lake.path('lifelong_sequences')}/date={day}")
+    ts_us = np.full(5, day_us(DAYS[4]))
+    found = histories.rows_of(np.array([0, 1, 3, 4, 9]), ts_us)  # no file has an id as large as 9
+    assert (found.place_R >= 0).tolist() == [True] * 4 + [False] and len(found.offsets) == 5
+    with pytest.raises(FileNotFoundError):
+        histories.rows_of(np.arange(5), ts_us)  # somebody who may have been there, by the files' statistics
+
+
 CONFIGS = [with_lifelong(with_train(segment_rows=25, mode=mode), lifelong_length=LENGTH) for mode in ("epochs", "stream")]
 
 
@@ -229,6 +247,14 @@ def test_a_champion_of_an_older_catalogue_reads_them_in_its_own_indices(pinned) 
     assert not torch.equal(by_old.lifelong_items, by_new.lifelong_items)
     found = ForeignSystem(Bundle(ranker, old, {}, {}, {}, {}), new, beam=20).rank(by_new, 10)
     assert torch.equal(found, translate(ranker.rank(by_old, 10, 20), old, new))
+
+
+def test_a_candidate_of_a_release_without_the_pathway_goes_on_without_it(lake: Lake) -> None:
+    sizes = {name: value for name, value in to_mapping(CONFIG.model).items() if not name.startswith("lifelong")}
+    known = {"codebook_version": "c1", "trained_until": DAYS[2].isoformat(), "config": {"model": sizes}}
+    lake.write_manifest("align", "old", known)
+    assert newest_candidate(lake, CONFIG, "c1", DAYS[3]) is not None
+    assert newest_candidate(lake, CONFIGS[0], "c1", DAYS[3]) is None
 
 
 def test_a_model_with_the_pathway_under_a_configuration_without_it_is_refused(pinned) -> None:

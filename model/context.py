@@ -119,7 +119,8 @@ class EventFields(nn.Module):
             given = requests.history_authors[index]
             large.append(self.authors(torch.where(given < 0, items.authors[place], hashed(given, self.buckets))))
         if self.tags is not None:
-            large.append(F.embedding_bag(items.tags[place], self.tags.weight, mode="mean", padding_idx=0))
+            tags = self.tags
+            large.append(F.embedding_bag(items.tags[place], tags.weight, mode="mean", padding_idx=0, sparse=tags.sparse))
         if self.feedback is not None:
             flags = (requests.history_feedback[index, None] & self.bits) != 0
             large.append(self.feedback(flags.to(self.small.weight.dtype)))
@@ -160,7 +161,8 @@ class StaticPathway(nn.Module):
     def forward(self, requests: Requests) -> Tokens:
         offsets = requests.attribute_offsets
         places = requests.attributes.remainder(self.buckets)
-        mean_RE = F.embedding_bag(places, self.attributes.weight, offsets, mode="mean", include_last_offset=True)
+        table, sparse = self.attributes.weight, self.attributes.sparse
+        mean_RE = F.embedding_bag(places, table, offsets, mode="mean", sparse=sparse, include_last_offset=True)
         mean_RE = torch.where((offsets.diff() == 0)[:, None], self.empty, mean_RE)
         return Tokens(self.network(mean_RE), torch.arange(len(offsets), device=offsets.device))
 
@@ -227,6 +229,11 @@ class Context(nn.Module):
         self.static = StaticPathway(config, width)
         self.short = EventPathway(self.fields, config.short_length, None, config.embed_dim, width)
         self.positive = EventPathway(self.fields, config.positive_length, engaged_mask, config.embed_dim, width)
+
+    def hashed_tables(self) -> list[nn.Embedding]:
+        """The tables of which a batch reads few rows."""
+        found = (self.fields.authors, self.fields.tags, self.fields.items, self.static.attributes)
+        return [table for table in found if table is not None]
 
     def _pathways(self, requests: Requests, items: ItemTable) -> list[Tokens]:
         return [

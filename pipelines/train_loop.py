@@ -24,8 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from model.architectures import build_decoder
 from model.context import context_tokens
@@ -36,10 +34,11 @@ from model.flops import FORWARD_AND_BACKWARD, forward_flops
 from model.positives import take_rows
 from model.requests import Requests
 from pipelines.checkpoints import load_model, newest_state, refuse_other_codebook, save_model, save_state
+from pipelines.descent import Descent, sparse_tables
 from pipelines.devices import random_state, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
 from pipelines.training_data import TrainingData, open_data
-from pipelines.training_state import averaged, gathered, restore_training, shard, training_tensors
+from pipelines.training_state import averaged, gathered, replicated, restore_training, shard, training_tensors
 from pipelines.validation import NDCG, Validation
 from schemas.config import Config
 
@@ -134,11 +133,12 @@ class Training:
             self.decoder.load_state_dict(initial.state_dict())
         self.model: nn.Module = self.decoder
         self.sharded = train.shard and world > 1
+        tables = sparse_tables(self.decoder, train)
         if self.sharded:
-            shard(self.decoder, self.device)
-        elif world > 1:  # each counts its own experts' load, in a buffer
-            self.model = DistributedDataParallel(self.decoder, broadcast_buffers=False)
-        self.optimizer = torch.optim.AdamW(_groups(self.decoder, train.weight_decay), lr=train.learning_rate, fused=True)
+            shard(self.decoder, self.device, tables)
+        elif world > 1:
+            self.model = replicated(self.decoder, tables)
+        self.descent = Descent(self.decoder, tables, train)
         self.average = averaged(self.decoder, train.average)
         self.best = Best()
         torch.manual_seed(train.seed + 1 + rank)  # dropout
@@ -221,12 +221,7 @@ class Training:
     def _descend(self, batch: Batch) -> None:
         settings = self.config.train
         rate = settings.learning_rate * schedule(self.step, batch.progress, settings.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip_norm)
-        self.meter.norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.meter.norms.append(self.descent.step(rate))
         self._balance()
         if self.average:
             self.average.update_parameters(self.decoder)
@@ -327,7 +322,7 @@ class Training:
         return Meter(zeros(self.data.levels), zeros(len(self.further)))
 
     def _checkpoint(self) -> None:
-        tensors = training_tensors(self.decoder, self.optimizer, self.average) | {"random": self._random_states()}
+        tensors = training_tensors(self.decoder, self.descent.optimizers, self.average) | {"random": self._random_states()}
         if self.rank == 0:
             sums = (self.meter.nll_L.tolist(), self.meter.further.tolist())
             meter = {"nll": sums[0], "further": sums[1], "targets": self.meter.targets}
@@ -351,7 +346,7 @@ class Training:
         if found is None:
             return
         tensors, state = found
-        restore_training(tensors, self.decoder, self.optimizer, self.average)
+        restore_training(tensors, self.decoder, self.descent.optimizers, self.average)
         self.step, self.history, self.best = state["step"], state["history"], Best(**state["best"])
         self.position = Position(**state["position"])
         meter = state["meter"]
@@ -373,12 +368,3 @@ def share(requests: Requests, rank: int, world: int) -> tuple[Requests, int]:
 def schedule(step: int, progress: float, warmup_steps: int) -> float:
     """Factor of the learning rate: linear warm-up by steps, cosine decay by the part of the run that is done."""
     return min(1.0, (step + 1) / max(warmup_steps, 1)) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _groups(decoder: Decoder, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices of linear maps only: neither embeddings, gains nor biases."""
-    tables = {id(m.weight) for m in decoder.modules() if isinstance(m, nn.Embedding)}
-    decayed = [p for p in decoder.parameters() if p.dim() == 2 and id(p) not in tables]
-    chosen = {id(p) for p in decayed}
-    rest = [p for p in decoder.parameters() if id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from schemas.item_alignment import ItemAlignmentConfig
 from schemas.model_config import ModelConfig
-from schemas.settings import check_bits, require, resource
+from schemas.settings import check_bits, later, require, resource
 from schemas.source import SourceConfig
 
 
@@ -306,6 +306,8 @@ class TrainConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+    table_optimizer: Literal["adamw", "rowwise"] = later("adamw")  # of the hashed embedding tables; rowwise: Adagrad with
+    # one state a row, which neither touches nor moves the rows that no example of a step reads
     label_smoothing: float = 0.0
     accumulate: int = 1  # batches a step, within an epoch
     precision: Literal["float32", "bfloat16"] = "float32"  # of products of matrices; weights and sums stay float32

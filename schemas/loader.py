@@ -109,15 +109,20 @@ def parse_date(text: str, what: str = "--date") -> datetime.date:
 
 
 def to_mapping(value: Any, identity: bool = False) -> Any:
-    """A dataclass as plain data that YAML and JSON can hold; `identity` leaves out the resource fields."""
+    """A dataclass as plain data that YAML and JSON can hold; `identity` leaves out the resource fields, and those that
+    came later and have their default."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             f.name: to_mapping(getattr(value, f.name), identity)
             for f in dataclasses.fields(value)
-            if not (identity and f.metadata.get("resource"))
+            if not (identity and _outside(f, getattr(value, f.name)))
         }
     if isinstance(value, tuple):
         return [to_mapping(item, identity) for item in value]
     if isinstance(value, datetime.date):
         return value.isoformat()
     return value
+
+
+def _outside(field: dataclasses.Field[Any], value: Any) -> bool:
+    return bool(field.metadata.get("resource") or (field.metadata.get("later") and value == field.default))

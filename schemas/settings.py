@@ -13,6 +13,11 @@ def resource(default: Any) -> Any:
     return field(default=default, metadata={"resource": True})
 
 
+def later(default: Any) -> Any:
+    """A field that came when there were results already: at its default it is no part of an identity, so theirs stay."""
+    return field(default=default, metadata={"later": True})
+
+
 def require(condition: bool, key: str, remedy: str) -> None:
     """Raises ValueError, which the loader turns into a sentence with the file's name."""
     if not condition:

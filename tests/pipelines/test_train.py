@@ -138,7 +138,11 @@ EVERYTHING = replace(
 )
 
 
-@pytest.mark.parametrize(("config", "kill_at"), [(CONFIG, 3), (CONFIG, 9), (EVERYTHING, 5)])
+ROWWISE = with_train(table_optimizer="rowwise", accumulate=2)
+ROWWISE = replace(ROWWISE, model=replace(ROWWISE.model, fields=("item", "author", "tags")))
+
+
+@pytest.mark.parametrize(("config", "kill_at"), [(CONFIG, 3), (CONFIG, 9), (EVERYTHING, 5), (ROWWISE, 5)])
 def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(
     small_lake, ray_module, tmp_path, config: Config, kill_at: int
 ) -> None:
@@ -188,7 +192,7 @@ def test_accumulated_gradients_are_the_mean_of_the_batches(small_lake, ray_modul
         gradients = torch.autograd.grad(training.objective(batch).loss, list(training.decoder.parameters()))
         wanted = [total + part / 2 for total, part in zip(wanted, gradients, strict=True)]
     got: list[torch.Tensor] = []
-    training.optimizer.register_step_pre_hook(
+    training.descent.optimizers[0].register_step_pre_hook(
         lambda *_: got.extend(p.grad.clone() for p in training.decoder.parameters())  # type: ignore[union-attr]
     )
     assert [training._train(batch) for batch in batches] == [False, True]

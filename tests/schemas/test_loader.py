@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from schemas.config import Config
+from schemas.config import Config, TrainConfig
 from schemas.errors import ConfigError
 from schemas.loader import from_mapping, load_config, to_mapping
 from tests.conftest import REPOSITORY
@@ -74,3 +74,10 @@ def test_resources_are_no_part_of_an_identity() -> None:
     assert "num_workers" in to_mapping(config.train)
     assert "num_workers" not in to_mapping(config.train, identity=True)
     assert "path" not in to_mapping(config.source, identity=True)
+
+
+def test_a_later_setting_is_part_of_an_identity_where_it_is_not_the_default() -> None:
+    rowwise = TrainConfig(table_optimizer="rowwise")
+    assert to_mapping(TrainConfig())["table_optimizer"] == "adamw"
+    assert "table_optimizer" not in to_mapping(TrainConfig(), identity=True)
+    assert to_mapping(rowwise, identity=True)["table_optimizer"] == "rowwise"

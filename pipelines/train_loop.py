@@ -37,6 +37,7 @@ from pipelines.checkpoints import load_model, newest_state, refuse_other_codeboo
 from pipelines.descent import Descent, sparse_tables
 from pipelines.devices import random_state, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
+from pipelines.run_artifacts import CHECKPOINTS, RunArtifacts
 from pipelines.training_data import TrainingData, open_data
 from pipelines.training_state import averaged, gathered, replicated, restore_training, shard, training_tensors
 from pipelines.validation import NDCG, Validation
@@ -44,13 +45,13 @@ from schemas.config import Config
 
 SAY_SECONDS = 10.0
 HISTORY = "history.json"
-CHECKPOINTS, BEST = "checkpoints", "best"
+BEST, MODEL = "best", "model"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """`settings`: config (Config), lake, calendar, pins, folder (str), identity, optionally initial (the folder of
-    a model to continue), and, in this process only, say (one line of progress) and failpoint (called with the number of
-    each finished step)."""
+    a model to continue) and artifacts (RunArtifacts, which get states and weights as they come), and, in this process
+    only, say (one line of progress) and failpoint (called with the number of each finished step)."""
     config: Config = settings["config"]
     context = ray.train.get_context()
     with torch.random.fork_rng(devices=[]), limited_threads(config.train.threads):
@@ -121,6 +122,7 @@ class Training:
         self.settings, self.data, self.rank, self.world = settings, data, rank, world
         self.config: Config = settings["config"]
         self.folder = Path(settings["folder"])
+        self.artifacts: RunArtifacts | None = settings.get("artifacts")
         train = self.config.train
         self.device = worker_device(train.num_workers)
         self.items = data.items.to(self.device)
@@ -182,6 +184,8 @@ class Training:
         if self.config.train.patience and self.best.epoch:
             result, _ = load_model(self.folder / BEST)
         save_model(self.folder, result, self.data.description(result))
+        if self.artifacts:
+            self.artifacts.log_weights(self.folder, MODEL)
         (self.folder / HISTORY).write_text(json.dumps(self.history))
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -269,6 +273,8 @@ class Training:
             line += f", NDCG {found[NDCG]:.4f}"
             if self.best.better(found[NDCG], epoch):
                 save_model(self.folder / BEST, decoder, self.data.description(decoder))
+                if self.artifacts:
+                    self.artifacts.log_weights(self.folder / BEST, BEST)
         self._say(line, force=True)
 
     @cached_property
@@ -327,7 +333,10 @@ class Training:
             sums = (self.meter.nll_L.tolist(), self.meter.further.tolist())
             meter = {"nll": sums[0], "further": sums[1], "targets": self.meter.targets}
             state = {"step": self.step, "position": self.position.as_dict(), "history": self.history, "meter": meter}
-            save_state(self.folder / CHECKPOINTS, self.step, tensors, state | {"best": dataclasses.asdict(self.best)})
+            state |= {"best": dataclasses.asdict(self.best)}
+            saved = save_state(self.folder / CHECKPOINTS, self.step, tensors, state)
+            if self.artifacts:
+                self.artifacts.log_state(saved)
         if self.world > 1:
             dist.barrier()
 

@@ -2,7 +2,7 @@
 
 Every worker reads the same batches and trains on its share of each, so the global batch does not depend on their
 number. A checkpoint holds weights, optimiser state, position and the state of every worker's random numbers; a run that
-is killed and started again ends with the weights of the unbroken one, bit for bit on one worker.
+is killed and started again ends with the weights of the unbroken one, bit for bit on one worker (without `train.compile`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from model.positives import take_rows
 from model.requests import Requests
 from pipelines.checkpoints import load_model, newest_state, refuse_other_codebook, save_model, save_state
 from pipelines.descent import Descent, sparse_tables
-from pipelines.devices import random_state, set_random_state, worker_device
+from pipelines.devices import random_state, require_compiler, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
 from pipelines.run_artifacts import CHECKPOINTS, RunArtifacts
 from pipelines.training_data import TrainingData, open_data
@@ -142,6 +142,9 @@ class Training:
             self.model = replicated(self.decoder, tables)
         self.descent = Descent(self.decoder, tables, train)
         self.average = averaged(self.decoder, train.average)
+        if train.compile:
+            require_compiler(self.device)
+            self.decoder.compile_blocks()
         self.best = Best()
         torch.manual_seed(train.seed + 1 + rank)  # dropout
         self.step, self.pending = 0, 0

@@ -322,6 +322,7 @@ class TrainConfig:
     threads: int = resource(0)  # of one worker; 0: PyTorch's default
     shard: bool = resource(False)  # weights, gradients and optimiser states are spread over the workers (FSDP2)
     recompute: bool = resource(False)  # blocks run again in the backward pass instead of keeping their activations
+    compile: bool = resource(False)  # training steps run the blocks by torch.compile; on a CPU that takes a C++ compiler
     keep_checkpoints: int = resource(0)  # newest training states among the artifacts of the MLflow run; 0: no weights there
 
     def __post_init__(self) -> None:
@@ -330,6 +331,7 @@ class TrainConfig:
         apart = not (self.shard and self.average)
         require(apart, "train.average", "must be 0 with train.shard: an average of parts is not built")
         require(self.patience >= 0, "train.patience", "must be at least 0")
+        require(not (self.compile and self.shard), "train.compile", "must be false with train.shard")
         require(self.keep_checkpoints >= 0, "train.keep_checkpoints", "must be at least 0")
 
 

@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long test-gpu format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-semantic-ids soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long test-gpu format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-table-optimizer bench-semantic-ids soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -81,6 +81,9 @@ bench-kmeans-on-gpu: setup  ## a level of K-means on a GPU beside flash-kmeans (
 bench-architectures: setup  ## a training step of the lazy decoder beside its peers, and its grid; FULL=1: 20 steps, 30M parameters
 	$(BIN)/python -m benchmarks.architectures
 	$(BIN)/python -m benchmarks.architectures --grid
+
+bench-table-optimizer: setup  ## a step of a large embedding table by AdamW, row-wise Adagrad and PyTorch's sparse optimisers
+	$(BIN)/python -m benchmarks.table_optimizer
 
 bench-semantic-ids: setup  ## recall by item vector, balance and collision rule, CONFIG= and DATA=; about 4 minutes a row
 	$(BIN)/python -m benchmarks.semantic_ids --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))

@@ -38,6 +38,11 @@ class Context(nn.Module):
         self.positive = EventPathway(self.fields, config.positive_length, engaged_mask, config.embed_dim, width)
         self.lifelong = LifelongPathway(self.fields, config, width) if config.lifelong_length else None
 
+    def hashed_tables(self) -> list[nn.Embedding]:
+        """The tables of which a batch reads few rows."""
+        found = (self.fields.authors, self.fields.tags, self.fields.items, self.static.attributes)
+        return [table for table in found if table is not None]
+
     def _pathways(self, requests: Requests, items: ItemTable) -> list[Tokens]:
         events = [path for path in (self.short, self.positive, self.lifelong) if path is not None]
         return [self.static(requests), *(path(self.fields, requests, items) for path in events)]

@@ -12,9 +12,9 @@ Shapes: R requests, B code sequences (targets or beams), S codes, L levels, K co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,7 @@ class Decoder(nn.Module, ABC):
         self.item_head = ItemHead(config) if config.item_head else None
         self.dropout = nn.Dropout(config.dropout)
         self.recompute = False  # blocks keep no activations for the backward pass
+        self.compiled: list[Callable[..., Any]] = []  # the blocks as training steps run them; no modules of this one
         for table in (*self.codes, self.positions):
             nn.init.normal_(table.weight, std=INIT_STD)
 
@@ -85,6 +86,11 @@ class Decoder(nn.Module, ABC):
     def kv_index(self, layer: int) -> int:
         """Which pair of the context a layer reads (both from 0)."""
         return layer
+
+    def compile_blocks(self) -> None:
+        """Training steps run the blocks by torch.compile from here on; evaluation and the names of weights stay plain.
+        Sizes that it sees vary become symbolic, and PyTorch's recompile limit bounds the variants of a block."""
+        self.compiled = [torch.compile(block) for block in self.blocks]
 
     def encode(self, requests: Requests, items: ItemTable) -> ContextKV:
         """Keys and values of every request's context, once."""
@@ -103,10 +109,11 @@ class Decoder(nn.Module, ABC):
         present = []
         for layer, block in enumerate(self.blocks):
             arguments = (h_BSD, kv.pairs[self.kv_index(layer)], kv.bias_R11T, layout, past[layer] if past else None)
+            run: Callable[..., Any] = self.compiled[layer] if self.compiled and self.training else block
             if self.recompute and self.training:
-                h_BSD, now = checkpoint(block, *arguments, use_reentrant=False)
+                h_BSD, now = checkpoint(run, *arguments, use_reentrant=False)
             else:
-                h_BSD, now = block(*arguments)
+                h_BSD, now = run(*arguments)
             present.append(now)
         return h_BSD, present
 

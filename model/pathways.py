@@ -87,7 +87,8 @@ class EventFields(nn.Module):
             given = events.authors[index]
             large.append(self.authors(torch.where(given < 0, items.authors[place], hashed(given, self.buckets))))
         if self.tags is not None:
-            large.append(F.embedding_bag(items.tags[place], self.tags.weight, mode="mean", padding_idx=0))
+            tags = self.tags
+            large.append(F.embedding_bag(items.tags[place], tags.weight, mode="mean", padding_idx=0, sparse=tags.sparse))
         if self.feedback is not None:
             flags = (events.feedback[index, None] & self.bits) != 0
             large.append(self.feedback(flags.to(self.small.weight.dtype)))
@@ -144,7 +145,8 @@ class StaticPathway(nn.Module):
     def forward(self, requests: Requests) -> Tokens:
         offsets = requests.attribute_offsets
         places = requests.attributes.remainder(self.buckets)
-        mean_RE = F.embedding_bag(places, self.attributes.weight, offsets, mode="mean", include_last_offset=True)
+        table, sparse = self.attributes.weight, self.attributes.sparse
+        mean_RE = F.embedding_bag(places, table, offsets, mode="mean", sparse=sparse, include_last_offset=True)
         mean_RE = torch.where((offsets.diff() == 0)[:, None], self.empty, mean_RE)
         return Tokens(self.network(mean_RE), torch.arange(len(offsets), device=offsets.device))
 

@@ -86,8 +86,8 @@ def refuse_other_codebook(folder: Path, description: Mapping[str, Any], codebook
         )
 
 
-def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Saves a training state below `folder` and removes all but the newest KEEP."""
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Saves a training state below `folder` and removes all but the newest KEEP; where it is."""
     final, draft = folder / f"{STATE}{step:09d}", folder / f".draft_{step:09d}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -97,6 +97,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Ma
     os.replace(draft, final)
     for old in states(folder)[:-KEEP]:
         shutil.rmtree(old)
+    return final
 
 
 def states(folder: Path) -> list[Path]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 
 import torch
 from ray.train.torch import get_device
 from torch import Tensor
+
+from schemas.errors import ConfigError
 
 
 def enough_gpus(available: Mapping[str, float], workers: int) -> bool:
@@ -19,6 +23,15 @@ def worker_device(workers: int) -> torch.device:
     if workers:
         return get_device()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raises ConfigError where torch.compile could make no code for the device."""
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError(
+            "train.compile needs a C++ compiler on a CPU and there is none: install g++, name another in the variable CXX, "
+            "or set train.compile: false."
+        )
 
 
 def random_state(device: torch.device) -> Tensor:

@@ -100,7 +100,8 @@ class Runner:
 
         context = StageContext(self.config, self.lake, step.calendar, stage_plan, self.engines, pins, say)
         started = time.monotonic()
-        with self.tracker.stage(spec.name, stage_plan.identity) as run_id:
+        # An artifact grows in the folder of its identity, where a stage that was stopped goes on.
+        with self.tracker.stage(spec.name, stage_plan.identity, resumable=spec.artifact) as run_id:
             context.run_id = run_id
             result = step.function(context)
             result.metrics["seconds"] = time.monotonic() - started

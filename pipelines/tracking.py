@@ -77,21 +77,30 @@ class Tracker:
         return identity in self._mirrored
 
     @contextmanager
-    def stage(self, name: str, identity: str) -> Iterator[str]:
-        """A nested run; it ends FINISHED, or FAILED where the body raises. Yields its run id."""
-        run = self.client.create_run(
-            self.experiment_id,
-            run_name=name,
-            tags={"stage": name, "identity": identity, "mlflow.parentRunId": self._parent_id()},
-        )
+    def stage(self, name: str, identity: str, resumable: bool = False) -> Iterator[str]:
+        """A nested run; it ends FINISHED, or FAILED where the body raises. Yields its run id. What is `resumable` goes on
+        in the run of an earlier attempt that did not end well."""
+        tags = {"stage": name, "identity": identity, "mlflow.parentRunId": self._parent_id()}
+        run_id = self._attempt(name, identity) if resumable else None
+        if run_id is None:
+            run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        else:
+            self.client.update_run(run_id, "RUNNING")
+            self.client.set_tag(run_id, "mlflow.parentRunId", tags["mlflow.parentRunId"])
         try:
-            yield run.info.run_id
+            yield run_id
         except BaseException:
-            self.client.set_terminated(run.info.run_id, "FAILED")
+            self.client.set_terminated(run_id, "FAILED")
             raise
-        self.client.set_terminated(run.info.run_id, "FINISHED")
+        self.client.set_terminated(run_id, "FINISHED")
         if self._mirrored is not None:
             self._mirrored.add(identity)
+
+    def _attempt(self, name: str, identity: str) -> str | None:
+        """The newest run of a stage, where it was killed or failed."""
+        wanted = f"tags.stage = '{name}' and tags.identity = '{identity}'"
+        found = self.client.search_runs([self.experiment_id], wanted, max_results=1)  # the newest first
+        return found[0].info.run_id if found and found[0].info.status in ("KILLED", "FAILED") else None
 
     def log(self, run_id: str, plan: StagePlan | None, pins: Mapping[str, int], result: StageResult) -> None:
         """Inputs and outputs with versions and identities, the configuration, metrics, curves and plots."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from mlflow import MlflowClient
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -23,7 +24,9 @@ from pipelines.candidates import model_folder
 from pipelines.checkpoints import load_model
 from pipelines.devices import enough_gpus
 from pipelines.report_plots import curves
+from pipelines.run_artifacts import RunArtifacts
 from pipelines.stage import StageContext, StageResult
+from pipelines.tracking import tracking_uri
 from pipelines.train_loop import HISTORY, train_loop
 from schemas.config import Config
 
@@ -66,12 +69,19 @@ def trained(context: StageContext, config: Config, loop: Callable[..., None], in
         "folder": str(context.folder),
         "identity": context.identity,
         "initial": initial,
+        "artifacts": run_artifacts(context),
         "say": context.say,
     }
     train(settings, loop)
     history = json.loads((context.folder / HISTORY).read_text())
     description = json.loads((context.folder / "model.json").read_text())
     return _result(history, description)
+
+
+def run_artifacts(context: StageContext) -> RunArtifacts | None:
+    """Where the stage's run in MLflow takes checkpoints."""
+    keep, uri = context.config.train.keep_checkpoints, tracking_uri(context.config)
+    return RunArtifacts(MlflowClient(uri).get_run(context.run_id).info.artifact_uri, uri, keep) if keep else None
 
 
 def train(settings: dict[str, Any], loop: Callable[..., None] = train_loop) -> None:

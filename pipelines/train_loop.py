@@ -2,7 +2,7 @@
 
 Every worker reads the same batches and trains on its share of each, so the global batch does not depend on their
 number. A checkpoint holds weights, optimiser state, position and the state of every worker's random numbers; a run that
-is killed and started again ends with the weights of the unbroken one, bit for bit on one worker.
+is killed and started again ends with the weights of the unbroken one, bit for bit on one worker (without `train.compile`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from model.architectures import build_decoder
 from model.context import context_tokens
@@ -36,23 +34,25 @@ from model.flops import FORWARD_AND_BACKWARD, forward_flops
 from model.positives import take_rows
 from model.requests import Requests
 from pipelines.checkpoints import load_model, newest_state, refuse_other_codebook, save_model, save_state
-from pipelines.devices import random_state, set_random_state, worker_device
+from pipelines.descent import Descent, sparse_tables
+from pipelines.devices import random_state, require_compiler, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
+from pipelines.run_artifacts import CHECKPOINTS, RunArtifacts
 from pipelines.training_data import TrainingData, open_data
-from pipelines.training_state import averaged, gathered, restore_training, shard, training_tensors
+from pipelines.training_state import averaged, gathered, replicated, restore_training, shard, training_tensors
 from pipelines.validation import NDCG, Validation
 from schemas.config import Config
 
 SAY_SECONDS = 10.0
 HISTORY = "history.json"
-CHECKPOINTS, BEST = "checkpoints", "best"
+BEST, MODEL = "best", "model"
 ITEM_LOSS, ITEM_SHARE = "item_loss", "item_share"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """`settings`: config (Config), lake, calendar, pins, folder (str), identity, optionally initial (the folder of
-    a model to continue), and, in this process only, say (one line of progress) and failpoint (called with the number of
-    each finished step)."""
+    a model to continue) and artifacts (RunArtifacts, which get states and weights as they come), and, in this process
+    only, say (one line of progress) and failpoint (called with the number of each finished step)."""
     config: Config = settings["config"]
     context = ray.train.get_context()
     with torch.random.fork_rng(devices=[]), limited_threads(config.train.threads):
@@ -123,6 +123,7 @@ class Training:
         self.settings, self.data, self.rank, self.world = settings, data, rank, world
         self.config: Config = settings["config"]
         self.folder = Path(settings["folder"])
+        self.artifacts: RunArtifacts | None = settings.get("artifacts")
         train = self.config.train
         self.device = worker_device(train.num_workers)
         self.items = data.items.to(self.device)
@@ -137,12 +138,16 @@ class Training:
             self.further = (*self.further, ITEM_LOSS)
         self.model: nn.Module = self.decoder
         self.sharded = train.shard and world > 1
+        tables = sparse_tables(self.decoder, train)
         if self.sharded:
-            shard(self.decoder, self.device)
-        elif world > 1:  # each counts its own experts' load, in a buffer
-            self.model = DistributedDataParallel(self.decoder, broadcast_buffers=False)
-        self.optimizer = torch.optim.AdamW(_groups(self.decoder, train.weight_decay), lr=train.learning_rate, fused=True)
+            shard(self.decoder, self.device, tables)
+        elif world > 1:
+            self.model = replicated(self.decoder, tables)
+        self.descent = Descent(self.decoder, tables, train)
         self.average = averaged(self.decoder, train.average)
+        if train.compile:
+            require_compiler(self.device)
+            self.decoder.compile_blocks()
         self.best = Best()
         torch.manual_seed(train.seed + 1 + rank)  # dropout
         self.step, self.pending = 0, 0
@@ -188,6 +193,8 @@ class Training:
         if result.item_head is not None:
             self.history.append({"step": self.step, ITEM_SHARE: self.validation.choose_share(result)})
         save_model(self.folder, result, self.data.description(result))
+        if self.artifacts:
+            self.artifacts.log_weights(self.folder, MODEL)
         (self.folder / HISTORY).write_text(json.dumps(self.history))
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -227,12 +234,7 @@ class Training:
     def _descend(self, batch: Batch) -> None:
         settings = self.config.train
         rate = settings.learning_rate * schedule(self.step, batch.progress, settings.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), settings.clip_norm)
-        self.meter.norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.meter.norms.append(self.descent.step(rate))
         self._balance()
         if self.average:
             self.average.update_parameters(self.decoder)
@@ -287,6 +289,8 @@ class Training:
             line += f", NDCG {found[NDCG]:.4f}"
             if self.best.better(found[NDCG], epoch):
                 save_model(self.folder / BEST, decoder, self.data.description(decoder))
+                if self.artifacts:
+                    self.artifacts.log_weights(self.folder / BEST, BEST)
         self._say(line, force=True)
 
     @cached_property
@@ -340,12 +344,15 @@ class Training:
         return Meter(zeros(self.data.levels), zeros(len(self.further)))
 
     def _checkpoint(self) -> None:
-        tensors = training_tensors(self.decoder, self.optimizer, self.average) | {"random": self._random_states()}
+        tensors = training_tensors(self.decoder, self.descent.optimizers, self.average) | {"random": self._random_states()}
         if self.rank == 0:
             sums = (self.meter.nll_L.tolist(), self.meter.further.tolist())
             meter = {"nll": sums[0], "further": sums[1], "targets": self.meter.targets}
             state = {"step": self.step, "position": self.position.as_dict(), "history": self.history, "meter": meter}
-            save_state(self.folder / CHECKPOINTS, self.step, tensors, state | {"best": dataclasses.asdict(self.best)})
+            state |= {"best": dataclasses.asdict(self.best)}
+            saved = save_state(self.folder / CHECKPOINTS, self.step, tensors, state)
+            if self.artifacts:
+                self.artifacts.log_state(saved)
         if self.world > 1:
             dist.barrier()
 
@@ -364,7 +371,7 @@ class Training:
         if found is None:
             return
         tensors, state = found
-        restore_training(tensors, self.decoder, self.optimizer, self.average)
+        restore_training(tensors, self.decoder, self.descent.optimizers, self.average)
         self.step, self.history, self.best = state["step"], state["history"], Best(**state["best"])
         self.position = Position(**state["position"])
         meter = state["meter"]
@@ -386,12 +393,3 @@ def share(requests: Requests, rank: int, world: int) -> tuple[Requests, int]:
 def schedule(step: int, progress: float, warmup_steps: int) -> float:
     """Factor of the learning rate: linear warm-up by steps, cosine decay by the part of the run that is done."""
     return min(1.0, (step + 1) / max(warmup_steps, 1)) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _groups(decoder: Decoder, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices of linear maps only: neither embeddings, gains nor biases."""
-    tables = {id(m.weight) for m in decoder.modules() if isinstance(m, nn.Embedding)}
-    decayed = [p for p in decoder.parameters() if p.dim() == 2 and id(p) not in tables]
-    chosen = {id(p) for p in decayed}
-    rest = [p for p in decoder.parameters() if id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from schemas.item_alignment import ItemAlignmentConfig
 from schemas.model_config import ModelConfig
-from schemas.settings import check_bits, require, resource
+from schemas.settings import check_bits, later, require, resource
 from schemas.source import SourceConfig
 
 
@@ -306,8 +306,10 @@ class TrainConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+    table_optimizer: Literal["adamw", "rowwise"] = later("adamw")  # of the hashed embedding tables; rowwise: Adagrad with
+    # one state a row, which neither touches nor moves the rows that no example of a step reads
     label_smoothing: float = 0.0
-    item_loss: float = 1.0  # weight of the item head's loss beside that of the codes
+    item_loss: float = later(1.0)  # weight of the item head's loss beside that of the codes
     accumulate: int = 1  # batches a step, within an epoch
     precision: Literal["float32", "bfloat16"] = "float32"  # of products of matrices; weights and sums stay float32
     average: float = 0.0  # decay a step of the weights' moving average, which is then what counts; 0: none
@@ -321,6 +323,8 @@ class TrainConfig:
     threads: int = resource(0)  # of one worker; 0: PyTorch's default
     shard: bool = resource(False)  # weights, gradients and optimiser states are spread over the workers (FSDP2)
     recompute: bool = resource(False)  # blocks run again in the backward pass instead of keeping their activations
+    compile: bool = resource(False)  # training steps run the blocks by torch.compile; on a CPU that takes a C++ compiler
+    keep_checkpoints: int = resource(0)  # newest training states among the artifacts of the MLflow run; 0: no weights there
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, "train.accumulate", "must be at least 1")
@@ -328,6 +332,8 @@ class TrainConfig:
         apart = not (self.shard and self.average)
         require(apart, "train.average", "must be 0 with train.shard: an average of parts is not built")
         require(self.patience >= 0, "train.patience", "must be at least 0")
+        require(not (self.compile and self.shard), "train.compile", "must be false with train.shard")
+        require(self.keep_checkpoints >= 0, "train.keep_checkpoints", "must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class ModelConfig:
     lifelong_queries: int = later(0)  # of a QFormer that makes a token each of them; 0: a token a representative
     lifelong_blocks: int = later(2)  # of that QFormer
     hash_buckets: int = 20_000  # of authors, tags and attributes, and of items where `fields` names them
-    item_head: bool = False  # scores every item directly, too; see model/item_head.py
+    item_head: bool = later(False)  # scores every item directly, too; see model/item_head.py
     dropout: float = 0.1
     moe: MoeConfig = field(default_factory=MoeConfig)
 

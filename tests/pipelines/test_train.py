@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.feed_forward import mixtures
-from pipelines.checkpoints import load_model, save_model, states
+from pipelines.checkpoints import load_model, newest_state, save_model, states
 from pipelines.engines import Engines
 from pipelines.example_stream import ExampleStream, Position, Segment, segments_of
 from pipelines.ray_tables import replace_days
@@ -23,7 +24,7 @@ from pipelines.train_loop import Training, share
 from pipelines.training_data import TrainingData, open_data
 from pipelines.validation import SHARES, Validation
 from schemas.config import Config
-from schemas.errors import ContractViolation
+from schemas.errors import ConfigError, ContractViolation
 from schemas.lake import Lake
 from schemas.lineage import TRAIN, StagePlan
 from schemas.model_config import MoeConfig
@@ -153,7 +154,11 @@ EXPERTS = MoeConfig(experts=4, active=2, width=8, first_dense=1, speed=0.1)
 EVERYTHING = replace(EVERYTHING, model=replace(EVERYTHING.model, moe=EXPERTS, fields=FIELDS, item_head=True))
 
 
-@pytest.mark.parametrize(("config", "kill_at"), [(CONFIG, 3), (CONFIG, 9), (EVERYTHING, 5)])
+ROWWISE = with_train(table_optimizer="rowwise", accumulate=2)
+ROWWISE = replace(ROWWISE, model=replace(ROWWISE.model, fields=("item", "author", "tags")))
+
+
+@pytest.mark.parametrize(("config", "kill_at"), [(CONFIG, 3), (CONFIG, 9), (EVERYTHING, 5), (ROWWISE, 5)])
 def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(
     small_lake, ray_module, tmp_path, config: Config, kill_at: int
 ) -> None:
@@ -203,7 +208,7 @@ def test_accumulated_gradients_are_the_mean_of_the_batches(small_lake, ray_modul
         gradients = torch.autograd.grad(training.objective(batch).loss, list(training.decoder.parameters()))
         wanted = [total + part / 2 for total, part in zip(wanted, gradients, strict=True)]
     got: list[torch.Tensor] = []
-    training.optimizer.register_step_pre_hook(
+    training.descent.optimizers[0].register_step_pre_hook(
         lambda *_: got.extend(p.grad.clone() for p in training.decoder.parameters())  # type: ignore[union-attr]
     )
     assert [training._train(batch) for batch in batches] == [False, True]
@@ -288,15 +293,40 @@ def test_workers_share_a_batch_without_loss_or_repetition() -> None:
 
 
 @pytest.mark.long  # a second worker costs Ray over a minute of two cores
-def test_two_workers_train_like_one(small_lake, ray_module, tmp_path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"table_optimizer": "rowwise", "accumulate": 2, "average": 0.8}])
+def test_two_workers_train_like_one(small_lake, ray_module, tmp_path, changes: dict[str, Any]) -> None:
     """Without dropout the gradient of a batch is the same sum, in another order of additions."""
-    config = with_train(epochs=1, checkpoint_steps=100)
+    config = with_train(epochs=1, checkpoint_steps=100, **changes)
     config = replace(config, model=replace(config.model, dropout=0.0))
     train(settings_for(small_lake, tmp_path / "one", config))
     two = replace(config, train=replace(config.train, num_workers=2))
     train(settings_for(small_lake, tmp_path / "two", two))
     for (step, alone), (also, together) in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / "two"), strict=True):
         assert step == also and alone == pytest.approx(together, abs=2e-4)
+
+
+@pytest.mark.long  # a compiler for a minute
+def test_compiled_blocks_train_like_plain_ones(small_lake, ray_module, tmp_path) -> None:
+    """With recomputed activations, an average and batches that end together, too; and what is left is a plain model."""
+    config = with_train(accumulate=2, average=0.8, recompute=True, epochs=1)
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    train(settings_for(small_lake, tmp_path / "plain", config))
+    compiled = replace(config, train=replace(config.train, compile=True))
+    train(settings_for(small_lake, tmp_path / "compiled", compiled))
+    for (step, one), (also, other) in zip(losses_of(tmp_path / "plain"), losses_of(tmp_path / "compiled"), strict=True):
+        assert step == also and one == pytest.approx(other, abs=2e-4)
+    wanted, got = (newest_state(tmp_path / name / "checkpoints") for name in ("plain", "compiled"))
+    assert wanted is not None and got is not None and wanted[0].keys() == got[0].keys()
+    plain, other = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert plain.keys() == other.keys()
+    assert all(torch.allclose(plain[name], other[name], atol=1e-3) for name in plain)
+
+
+def test_without_a_compiler_compilation_is_refused_in_a_sentence(small_lake, ray_module, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = with_train(compile=True)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+        Training(settings_for(small_lake, tmp_path, config), opened(small_lake, config), 0, 1)
 
 
 def test_the_stage_leaves_a_model_its_curves_and_its_figures(small_lake, engines: Engines) -> None:

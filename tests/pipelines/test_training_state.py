@@ -1,4 +1,4 @@
-"""Sharded training (FSDP2) over two gloo processes: the weights of one process, whole in the checkpoint, and back."""
+"""Two gloo processes, sharded (FSDP2) or not: the weights of one process, whole in the checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
 
-from model.decoder import Decoder
+from model.decoder import Decoder, code_nll
+from pipelines.descent import Descent, sparse_tables
 from pipelines.train_loop import share
-from pipelines.training_state import gathered, restore_training, shard, training_tensors
+from pipelines.training_state import gathered, replicated, restore_training, shard, training_tensors
+from schemas.config import TrainConfig
 from schemas.model_config import MoeConfig
 from tests.model.requests import catalogue, random_requests, small_decoder
 
@@ -21,63 +22,79 @@ ITEMS, STEPS, CPU = catalogue(30), 4, torch.device("cpu")
 TIMEOUT = datetime.timedelta(seconds=120)
 
 
-def decoder_of(seed: int) -> Decoder:
-    return small_decoder(seed, moe=MoeConfig(experts=3, active=2, width=8, first_dense=1))
+Way = tuple[str, bool]  # train.table_optimizer, and whether the workers hold parts
+WAYS = [("adamw", True), ("rowwise", False), ("rowwise", True)]
 
 
-def trained(decoder: Decoder, rank: int, world: int) -> torch.optim.Optimizer:
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
-    for seed in range(STEPS):
-        whole = random_requests(8, 30, seed)
-        mine, weight = share(whole, rank, world)
-        loss = decoder.loss(mine, ITEMS)
-        (loss.total * loss.targets * weight * world / len(whole.target_items)).backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-    return optimizer
+class Worker:
+    """A decoder and its optimisers, alone or one of two."""
+
+    def __init__(self, seed: int, way: Way, world: int) -> None:
+        moe = MoeConfig(experts=3, active=2, width=8, first_dense=1)
+        self.decoder: Decoder = small_decoder(seed, moe=moe, fields=("item", "author", "tags"))
+        settings = TrainConfig(table_optimizer=way[0], clip_norm=0.5)  # type: ignore[arg-type]
+        tables = sparse_tables(self.decoder, settings)
+        self.model: torch.nn.Module = self.decoder
+        if world > 1 and way[1]:
+            shard(self.decoder, CPU, tables)
+        elif world > 1:
+            self.model = replicated(self.decoder, tables)
+        self.descent, self.world = Descent(self.decoder, tables, settings), world
+
+    def train(self, rank: int) -> None:
+        for seed in range(STEPS):
+            whole = random_requests(8, 30, seed)
+            mine, weight = share(whole, rank, self.world)
+            nll_TL = code_nll(self.model(mine, ITEMS), ITEMS.codes[mine.target_items])
+            (nll_TL.mean(1).sum() * weight * self.world / len(whole.target_items)).backward()
+            self.descent.step(1e-2)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return training_tensors(self.decoder, self.descent.optimizers, None)
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        restore_training(tensors, self.decoder, self.descent.optimizers, None)
 
 
 def one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=TIMEOUT)
-    decoder = decoder_of(0)
-    shard(decoder, CPU)
-    optimizer = trained(decoder, rank, 2)
-    tensors = training_tensors(decoder, optimizer, None)
-    assert bool(tensors) == (rank == 0)
-    if rank == 0:
-        torch.save(tensors, f"{folder}/state.pt")
-    dist.barrier()
-    other = decoder_of(1)
-    shard(other, CPU)
-    again = torch.optim.AdamW(other.parameters(), lr=1e-2)
-    restore_training(torch.load(f"{folder}/state.pt"), other, again, None)
-    back = training_tensors(other, again, None)
-    if rank == 0:
+    for way in WAYS:
+        worker, saved = Worker(0, way, 2), f"{folder}/{way}.pt"
+        worker.train(rank)
+        tensors = worker.tensors()
+        assert bool(tensors) == (rank == 0)
+        if rank == 0:
+            torch.save(tensors, saved)
+        dist.barrier()
+        other = Worker(1, way, 2)
+        other.restore(torch.load(saved))
+        back = other.tensors()
         assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in back)
-    whole = gathered(other, CPU)
-    if rank == 0:
-        torch.save(whole.state_dict(), f"{folder}/whole.pt")
+        if way[1]:
+            weights = gathered(other.decoder, CPU).state_dict()
+            assert rank or all(torch.equal(value, tensors[f"weights/{name}"]) for name, value in weights.items())
     dist.destroy_process_group()
 
 
 @pytest.mark.long
-def test_two_sharded_processes_train_like_one(tmp_path: Path) -> None:
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
     mp.spawn(one_rank, (str(tmp_path),), nprocs=2)
-    alone = decoder_of(0)
-    wanted = training_tensors(alone, trained(alone, 0, 1), None)
-    got, whole = torch.load(tmp_path / "state.pt"), torch.load(tmp_path / "whole.pt")
-    assert got.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert torch.allclose(got[name].double(), value.double(), atol=2e-5), name
-    assert all(torch.equal(value, got[f"weights/{name}"]) for name, value in whole.items())
+    for way in WAYS:
+        alone = Worker(0, way, 1)
+        alone.train(0)
+        wanted, got = alone.tensors(), torch.load(tmp_path / f"{way}.pt")
+        assert got.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.allclose(got[name].double(), value.double(), atol=2e-5), (way, name)
 
 
-def test_a_state_comes_back_whole() -> None:
-    decoder = decoder_of(0)
-    tensors = training_tensors(decoder, trained(decoder, 0, 1), None)
-    other = decoder_of(1)
-    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2)
-    restore_training(tensors, other, optimizer, None)
-    back = training_tensors(other, optimizer, None)
+@pytest.mark.parametrize("optimizer", ["adamw", "rowwise"])
+def test_a_state_comes_back_whole(optimizer: str) -> None:
+    worker, other = Worker(0, (optimizer, False), 1), Worker(1, (optimizer, False), 1)
+    worker.train(0)
+    tensors = worker.tensors()
+    other.restore(tensors)
+    back = other.tensors()
     assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in back)
+    rows = {name for name, tensor in tensors.items() if name.startswith("optimizer/square_sums/")}
+    assert len(rows) == (4 if optimizer == "rowwise" else 0) and all(tensors[name].dim() == 1 for name in rows)

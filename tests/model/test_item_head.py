@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,31 +29,19 @@ def trie_of(items) -> Trie:
     return Trie(items.codes[:-1], torch.arange(len(items)), [8] * 3)
 
 
+def of_every_item(requests, score) -> torch.Tensor:
+    """[R, N]: `score` of each request with each item as its only target."""
+    alone = [only_row(requests, row, 0) for row in range(len(requests))]
+    asked = [[replace(one, target_items=torch.tensor([item])) for item in range(len(ITEMS))] for one in alone]
+    return torch.stack([torch.stack([score(one) for one in row]) for row in asked])
+
+
 def item_log_probs(decoder, requests) -> torch.Tensor:
-    """[R, N] of requests by their first target, and without the project's ranking."""
-    vectors = item_vectors(decoder.context.fields, ITEMS)
-    rows = []
-    for row in range(len(requests)):
-        alone = only_row(requests, row, 0)
-        each = []
-        for item in range(len(ITEMS)):
-            alone.target_items = torch.tensor([item])
-            each.append(-decoder(alone, ITEMS, torch.ones(1, dtype=torch.bool)).item_nll)
-        rows.append(torch.stack(each))
-    assert vectors.shape == (len(ITEMS), decoder.config.embed_dim)
-    return torch.stack(rows)
+    return of_every_item(requests, lambda one: -decoder(one, ITEMS, torch.ones(1, dtype=torch.bool)).item_nll)
 
 
 def code_log_probs(decoder, requests) -> torch.Tensor:
-    rows = []
-    for row in range(len(requests)):
-        alone = only_row(requests, row, 0)
-        each = []
-        for item in range(len(ITEMS)):
-            alone.target_items = torch.tensor([item])
-            each.append(decoder.target_log_probs(alone, ITEMS).sum())
-        rows.append(torch.stack(each))
-    return torch.stack(rows)
+    return of_every_item(requests, lambda one: decoder.target_log_probs(one, ITEMS).sum())
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ class Worker:
         for seed in range(STEPS):
             whole = random_requests(8, 30, seed)
             mine, weight = share(whole, rank, self.world)
-            nll_TL = code_nll(self.model(mine, ITEMS), ITEMS.codes[mine.target_items])
+            nll_TL = code_nll(self.model(mine, ITEMS).logits, ITEMS.codes[mine.target_items])
             (nll_TL.mean(1).sum() * weight * self.world / len(whole.target_items)).backward()
             self.descent.step(1e-2)
 

@@ -20,30 +20,29 @@ def full_requests(rows: int, events: int, targets: int, items: int, seed: int = 
     def integers(low: int, high: int, size: int) -> Tensor:
         return torch.randint(low, high, (size,), generator=g)
 
+    def events_of(group: str, longest_us: int) -> dict[str, Tensor]:
+        return {
+            f"{group}_offsets": torch.arange(rows + 1) * events,
+            f"{group}_items": integers(0, items, n),
+            f"{group}_authors": integers(0, 1000, n),
+            f"{group}_ts_us": 10**15 - integers(1, longest_us, n),
+            f"{group}_play_ms": integers(0, 50_000, n),
+            f"{group}_duration_ms": integers(1, 30_000, n),
+            f"{group}_feedback": torch.full((n,), LIKED),
+        }
+
     n, wanted = rows * events, rows * targets
     return Requests(
         user_ids=torch.arange(rows),
         ts_us=torch.full((rows,), 10**15),
         attribute_offsets=torch.arange(rows + 1),
         attributes=integers(0, 1000, rows),
-        history_offsets=torch.arange(rows + 1) * events,
-        history_items=integers(0, items, n),
-        history_authors=integers(0, 1000, n),
-        history_ts_us=10**15 - integers(1, 10**12, n),
-        history_play_ms=integers(0, 50_000, n),
-        history_duration_ms=integers(1, 30_000, n),
-        history_feedback=torch.full((n,), LIKED),
+        **events_of("history", 10**12),
         target_offsets=torch.arange(rows + 1) * targets,
         target_items=integers(0, items, wanted),
         target_feedback=torch.full((wanted,), LIKED),
         target_impressions=torch.arange(wanted),
-        lifelong_offsets=torch.arange(rows + 1) * events,
-        lifelong_items=integers(0, items, n),
-        lifelong_authors=integers(0, 1000, n),
-        lifelong_ts_us=10**15 - integers(1, 10**14, n),
-        lifelong_play_ms=integers(0, 50_000, n),
-        lifelong_duration_ms=integers(1, 30_000, n),
-        lifelong_feedback=torch.full((n,), LIKED),
+        **events_of("lifelong", 10**14),
         lifelong_weights=integers(1, 500, n),
     )
 

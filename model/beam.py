@@ -123,6 +123,12 @@ def rank_items(
     return ranked, scores, origin
 
 
+def at_places(log_probs_RWL: Tensor, place_RK: Tensor) -> Tensor:
+    """float32 [R, K, L]: the log-probabilities at the given places (int64 [R, K]) of each row; 0 at -1."""
+    taken = log_probs_RWL.gather(1, place_RK.clamp(min=0)[..., None].expand(-1, -1, log_probs_RWL.shape[2]))
+    return taken.masked_fill((place_RK < 0)[..., None], 0.0)
+
+
 def legality(codes: Tensor, trie: Trie) -> float:
     """The share of generated code sequences (int64 [..., L]) that are a real item's."""
     return (trie.find(codes) >= 0).float().mean().item()

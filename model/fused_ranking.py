@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from model.attention import QueryLayout
-from model.beam import NEVER, Beams, rank_items
+from model.beam import NEVER, Beams, at_places, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder, code_nll
 from model.item_table import ItemTable
+from model.nearest import blocks
 from model.trie import Trie
 
 SCORES = 1 << 26  # of requests and items that are held together
@@ -44,16 +45,15 @@ def find_candidates(
 ) -> Candidates:
     """As many items of the head as there are beams, and the items of the beams; left out are those of `rank_items`."""
     width = min(beams.scores.shape[1], len(vectors_NE))
-    found_RW, scores_RW, origin_RW = rank_items(beams, trie, width, excluded, withheld)
+    found_RW, _, origin_RW = rank_items(beams, trie, width, excluded, withheld)
     best_RC, best_log_RC, found_log_RW = _by_head(decoder, vectors_NE, kv, width, found_RW, excluded, withheld)
     found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)
-    there = (scores_RW > NEVER) & (found_RW >= 0)
-    found_codes_RWL = beams.log_probs.gather(1, origin_RW.clamp(min=0)[..., None].expand(-1, -1, decoder.levels))
+    found_codes_RWL = at_places(beams.log_probs, torch.where(found_RW < 0, -1, origin_RW))
     best_codes_RCL = _code_log_probs(decoder, items, kv, best_RC)
     return Candidates(
         torch.cat([best_RC, found_RW], 1),
-        torch.cat([best_log_RC, found_log_RW.masked_fill(~there, NEVER)], 1),
-        torch.cat([best_codes_RCL, found_codes_RWL.masked_fill(~there[..., None], 0.0)], 1),
+        torch.cat([best_log_RC, found_log_RW.masked_fill(found_RW < 0, NEVER)], 1),
+        torch.cat([best_codes_RCL, found_codes_RWL], 1),
     )
 
 
@@ -75,17 +75,16 @@ def _by_head(
     """The best items (int64 [R, C]) by log-probability (float32 [R, C]), and those [R, W] of the items `also_RW`."""
     assert decoder.item_head is not None
     rows = len(kv)
-    start = (decoder.bos + decoder.positions.weight[0]).expand(rows, 1, -1)
-    h_R1D, _ = decoder.hidden(start, kv, QueryLayout(rows, 1, None))
+    no_codes_R0 = also_RW.new_empty(rows, 0)
+    h_R1D, _ = decoder.hidden(decoder.embed(no_codes_R0), kv, QueryLayout(rows, 1, None))
     query_RE = decoder.item_head(h_R1D[:, 0])
     best, best_log, also_log = [], [], []
-    for first in range(0, rows, max(1, SCORES // len(vectors_NE))):
-        s = slice(first, first + max(1, SCORES // len(vectors_NE)))
+    for s in blocks(rows, len(vectors_NE), SCORES):
         log_BN = torch.log_softmax(query_RE[s] @ vectors_NE.T, dim=1)
         also_log.append(log_BN.gather(1, also_RW[s].clamp(min=0)))
         if excluded is not None:
-            here = (excluded[0] >= first) & (excluded[0] < first + len(log_BN))
-            log_BN[excluded[0][here] - first, excluded[1][here]] = NEVER
+            here = (excluded[0] >= s.start) & (excluded[0] < s.stop)
+            log_BN[excluded[0][here] - s.start, excluded[1][here]] = NEVER
         if withheld is not None:
             log_BN[:, withheld] = NEVER
         values_BC, items_BC = log_BN.topk(width, dim=1)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.beam import NEVER, Beams, beam_search, rank_items
+from model.beam import NEVER, Beams, at_places, beam_search, rank_items
+from model.context_processor import ContextKV
 from model.decoder import Decoder
 from model.fused_ranking import Candidates, find_candidates, fused_scores
 from model.item_head import item_vectors
@@ -49,9 +50,7 @@ class Ranker:
         beams = self.search(requests, beam)
         excluded = _seen(requests) if exclude_history else None
         items, scores, origin = rank_items(beams, self.trie, k, excluded, withheld)
-        picked = origin.clamp(min=0)[..., None].expand(-1, -1, self.decoder.levels)
-        log_probs = beams.log_probs.gather(1, picked).masked_fill((origin < 0)[..., None], 0.0)
-        return Ranking(items, scores, log_probs)
+        return Ranking(items, scores, at_places(beams.log_probs, origin))
 
     @torch.no_grad()
     def candidates(
@@ -59,18 +58,19 @@ class Ranker:
     ) -> Candidates:
         """Of codes and item head, see `model.fused_ranking`."""
         assert self.vectors_NE is not None
-        self.decoder.eval()
-        kv = self.decoder.encode(requests, self.items)
-        beams = beam_search(self.decoder, kv, self.trie, beam)
+        kv, beams = self._search(requests, beam, self.trie)
         excluded = _seen(requests) if exclude_history else None
         return find_candidates(self.decoder, self.items, self.vectors_NE, kv, beams, self.trie, excluded, withheld)
 
     @torch.no_grad()
     def search(self, requests: Requests, beam: int, free: bool = False) -> Beams:
         """The beams themselves; `free` leaves the trie out, which shows what the model learned of legality."""
+        return self._search(requests, beam, None if free else self.trie)[1]
+
+    def _search(self, requests: Requests, beam: int, trie: Trie | None) -> tuple[ContextKV, Beams]:
         self.decoder.eval()
         kv = self.decoder.encode(requests, self.items)
-        return beam_search(self.decoder, kv, None if free else self.trie, beam)
+        return kv, beam_search(self.decoder, kv, trie, beam)
 
 
 def best_of(found: Candidates, scores_RC: Tensor, k: int) -> Ranking:
@@ -78,8 +78,7 @@ def best_of(found: Candidates, scores_RC: Tensor, k: int) -> Ranking:
     short = max(0, k - scores_RC.shape[1])
     scores, place = F.pad(scores_RC, (0, short), value=NEVER).topk(k, dim=1)
     items = F.pad(found.items, (0, short), value=-1).gather(1, place).masked_fill(scores == NEVER, -1)
-    log_probs = F.pad(found.code_log_probs, (0, 0, 0, short))
-    return Ranking(items, scores, log_probs.gather(1, place[..., None].expand(-1, -1, log_probs.shape[2])))
+    return Ranking(items, scores, at_places(F.pad(found.code_log_probs, (0, 0, 0, short)), place))
 
 
 def _seen(requests: Requests) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.decoder import Decoder, code_nll
 from model.fused_ranking import fused_scores
 from model.item_table import ItemTable
 from model.positives import take_rows
 from model.ranker import Ranker, best_of
-from model.ranking_metrics import columns_of, ndcg_at, target_ranks
+from model.ranking_metrics import ndcg_at, target_ranks
 from model.requests import Requests
 from model.trie import Trie
 from pipelines.bundle import build_trie
@@ -45,33 +47,36 @@ class Validation:
         return found | ({NDCG: self._ndcg(decoder, requests)} if ranked else {})
 
     def _ndcg(self, decoder: Decoder, requests: Requests) -> float:
-        settings, ranker, ranks = self.data.config.evaluate, Ranker(decoder, self.items, self._trie), []
-        for rows in torch.arange(min(len(requests), RANKED)).split(settings.batch_requests):
-            some = take_rows(requests, rows)
-            found = ranker.rank(some.to(self.device), CUTOFF, settings.beam, settings.mask_history).cpu()
-            ranks.append(target_ranks(found, some.target_rows(), some.target_items))
-        return float(columns_of(np.concatenate(ranks), (CUTOFF,))[f"ndcg@{CUTOFF}"].mean())
+        settings, ranker = self.data.config.evaluate, Ranker(decoder, self.items, self._trie)
+
+        def answer(some: Requests) -> list[Tensor]:
+            return [ranker.rank(some, CUTOFF, settings.beam, settings.mask_history)]
+
+        return self._ndcgs(take_rows(requests, torch.arange(min(len(requests), RANKED))), answer)[0]
 
     def choose_share(self, decoder: Decoder) -> float:
         """Sets the weight of the item head in the ranking to the one of SHARES with the best NDCG; the middle one where
         there are no requests to choose by."""
         assert decoder.item_head is not None
-        settings, requests, ranker = (
-            self.data.config.evaluate,
-            self.data.validation(),
-            Ranker(decoder, self.items, self._trie),
-        )
-        ranks: dict[float, list[np.ndarray]] = {share: [] for share in SHARES}
-        for rows in torch.arange(len(requests)).split(settings.batch_requests):
-            some = take_rows(requests, rows)
-            found = ranker.candidates(some.to(self.device), settings.beam, settings.mask_history)
-            for share, of_share in ranks.items():
-                best = best_of(found, fused_scores(found, share), CUTOFF).items.cpu()
-                of_share.append(target_ranks(best, some.target_rows(), some.target_items))
+        settings, requests = self.data.config.evaluate, self.data.validation()
+        ranker = Ranker(decoder, self.items, self._trie)
+
+        def answers(some: Requests) -> list[Tensor]:
+            found = ranker.candidates(some, settings.beam, settings.mask_history)
+            return [best_of(found, fused_scores(found, share), CUTOFF).items for share in SHARES]
+
         if len(requests):
-            ndcg = {share: ndcg_at(np.concatenate(of_share), CUTOFF).mean() for share, of_share in ranks.items()}
-            decoder.item_head.share.fill_(max(ndcg, key=lambda share: ndcg[share]))
+            decoder.item_head.share.fill_(SHARES[int(np.argmax(self._ndcgs(requests, answers)))])
         return float(decoder.item_head.share)
+
+    def _ndcgs(self, requests: Requests, answers: Callable[[Requests], list[Tensor]]) -> list[float]:
+        """Of each of the rankings (int64 [R, CUTOFF]) that `answers` gives to a batch of the requests."""
+        ranks = []
+        for rows in torch.arange(len(requests)).split(self.data.config.evaluate.batch_requests):
+            some = take_rows(requests, rows)
+            found = answers(some.to(self.device))
+            ranks.append([target_ranks(each.cpu(), some.target_rows(), some.target_items) for each in found])
+        return [float(ndcg_at(np.concatenate(each), CUTOFF).mean()) for each in zip(*ranks, strict=True)]
 
     @cached_property
     def _trie(self) -> Trie:

@@ -42,40 +42,36 @@ def random_requests(
     def integers(low: int, high: int, size: int) -> Tensor:
         return torch.randint(low, high, (size,), generator=g)
 
+    def events_of(group: str, offsets: Tensor, longest_us: int) -> dict[str, Tensor]:
+        n = int(offsets[-1])
+        return {
+            f"{group}_offsets": offsets,
+            f"{group}_items": integers(-1, num_items, n),
+            f"{group}_authors": integers(-1, 9, n),
+            f"{group}_ts_us": 10**15 - integers(1, longest_us, n),
+            f"{group}_play_ms": integers(-1, 50_000, n),
+            f"{group}_duration_ms": integers(-1, 30_000, n),
+            f"{group}_feedback": integers(0, 8, n),
+        }
+
     history_offsets = offsets_of(integers(0, history + 1, rows))
     target_offsets = offsets_of(integers(least, targets + 1, rows))
     attribute_offsets = offsets_of(integers(0, 4, rows))
-    events, wanted = int(history_offsets[-1]), int(target_offsets[-1])
+    wanted = int(target_offsets[-1])
     requests = Requests(
         user_ids=integers(0, 100, rows),
         ts_us=torch.full((rows,), 10**15),
         attribute_offsets=attribute_offsets,
         attributes=integers(-(2**62), 2**62, int(attribute_offsets[-1])),
-        history_offsets=history_offsets,
-        history_items=integers(-1, num_items, events),
-        history_authors=integers(-1, 9, events),
-        history_ts_us=10**15 - integers(1, 10**12, events),
-        history_play_ms=integers(-1, 50_000, events),
-        history_duration_ms=integers(-1, 30_000, events),
-        history_feedback=integers(0, 8, events),
+        **events_of("history", history_offsets, 10**12),
         target_offsets=target_offsets,
         target_items=integers(0, num_items, wanted),
         target_feedback=torch.ones(wanted, dtype=torch.long),
         target_impressions=torch.arange(wanted),
     )
     offsets = offsets_of(integers(0, lifelong + 1, rows))
-    long = int(offsets[-1])
-    return dataclasses.replace(
-        requests,
-        lifelong_offsets=offsets,
-        lifelong_items=integers(-1, num_items, long),
-        lifelong_authors=integers(-1, 9, long),
-        lifelong_ts_us=10**15 - integers(1, 10**14, long),
-        lifelong_play_ms=integers(-1, 50_000, long),
-        lifelong_duration_ms=integers(-1, 30_000, long),
-        lifelong_feedback=integers(0, 8, long),
-        lifelong_weights=integers(1, 500, long),
-    )
+    representatives = events_of("lifelong", offsets, 10**14)
+    return dataclasses.replace(requests, **representatives, lifelong_weights=integers(1, 500, int(offsets[-1])))
 
 
 def small_decoder(seed: int = 0, sizes: tuple[int, ...] = (8, 8, 8), **changes: object) -> Decoder:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.ray_watch import RayWatch
 from schemas.config import ResourceConfig
+from schemas.outages import START_WORDS
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 # Workers find the packages of this checkout, whatever their working directory.
 ENVIRONMENT = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+STARTS = 3  # tries at most
 
 
 class Engines:
@@ -57,21 +59,26 @@ class Engines:
         self._ray_started = True
 
     def _start_servers(self, ray: Any) -> None:
-        self._watch = RayWatch()
-        self._watch.start()
-        try:
-            ray.init(
-                address="local",  # without it Ray joins a cluster that somebody started on this machine
-                num_cpus=self.resources.ray_cpus or os.cpu_count(),
-                object_store_memory=self.resources.object_store_mb * 2**20,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except BaseException:
-            self._watch.stop()
-            raise
-        self._watch.connected()
+        """A local Ray, tried again where a server was too slow: a raylet gives its agent 15 seconds, and then ends."""
+        for trial in range(1, STARTS + 1):
+            self._watch = RayWatch()
+            self._watch.start()
+            try:
+                ray.init(
+                    address="local",  # without it Ray joins a cluster that somebody started on this machine
+                    num_cpus=self.resources.ray_cpus or os.cpu_count(),
+                    object_store_memory=self.resources.object_store_mb * 2**20,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except BaseException as error:
+                self._watch.stop()
+                ray.shutdown()
+                if trial == STARTS or not any(words in str(error) for words in START_WORDS):
+                    raise
+            else:
+                return
 
     def stop_spark(self) -> None:
         """Ends the session and its JVM; the next use starts a new one."""

@@ -33,7 +33,7 @@ class RayWatch:
     """Looks after the servers below this process from `start` to `stop`."""
 
     def __init__(self) -> None:
-        self._stop, self._connected = threading.Event(), threading.Event()
+        self._stop = threading.Event()
         self._servers: dict[int, psutil.Process] = {}
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -43,10 +43,6 @@ class RayWatch:
         command = [sys.executable, "-S", "-E", "-c", CHILD, LAST_WORDS]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         threading.Thread(target=self._watch, daemon=True).start()
-
-    def connected(self) -> None:
-        """To be called when Ray has started."""
-        self._connected.set()
 
     def stop(self) -> None:
         """To be called before the servers are stopped, or where they could not start."""
@@ -63,8 +59,9 @@ class RayWatch:
                 self._servers |= {child.pid: child for child in psutil.Process().children() if _name(child) in SERVERS}
             if all(map(_runs, self._servers.values())):
                 continue
-            # Whoever shuts Ray down, at the interpreter's end too, disconnects before the servers end.
-            if not self._stop.is_set() and (ray.is_initialized() or not self._connected.is_set()):
+            # Before Ray is connected, its library says by itself that a server has ended. Whoever shuts Ray down, at the
+            # interpreter's end too, disconnects before the servers end.
+            if not self._stop.is_set() and ray.is_initialized():
                 os._exit(EXIT_FAILED)  # threads of Ray wait for what is gone, and would keep the process
 
 

@@ -25,7 +25,7 @@ JVM_ERRORS = ("Py4JNetworkError", "Py4JConnectionError")
 JVM_WORDS = ("Answer from Java side is empty", "while trying to connect to the Java server", "JAVA_GATEWAY_EXITED")
 WORKER_ERRORS = ("WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError", "ActorUnavailableError", "RaySystemError")
 WORKER_WORDS = ("worker process has died", "Worker unexpectedly exits", "Worker exits unexpectedly", "node has died")
-SERVER_WORDS = ("Timed out waiting for file",)  # that Ray's GCS would have written as it started
+START_WORDS = ("Timed out waiting for file", "node timed out during startup")  # a server of Ray was too slow, or ended
 CLUSTER_WORDS = ("Could not find any running Ray instance", "Failed to connect to GCS", "Ray Client connection timed out")
 
 
@@ -66,7 +66,9 @@ def outage_of(error: BaseException, config: Config) -> LazyRecError | None:
     if _says(text, CLUSTER_WORDS):
         address = config.resources.ray_address or "RAY_ADDRESS"
         return LazyRecError(f"No Ray cluster answers at resources.ray_address ({address}); start it or correct it.")
-    if any(type(e).__name__ in WORKER_ERRORS for e in chain) or _says(text, WORKER_WORDS + SERVER_WORDS):
+    if _says(text, START_WORDS):
+        return LazyRecError(f"Ray's servers did not start: the machine is busy, or short of memory; {AGAIN}")
+    if any(type(e).__name__ in WORKER_ERRORS for e in chain) or _says(text, WORKER_WORDS):
         return LazyRecError(f"A process of Ray ended in the middle of the work, killed or out of memory; {AGAIN}")
     return None
 

@@ -1,9 +1,12 @@
-"""A server of the local Ray that ends under a run ends the run with a sentence, and an orderly end says nothing."""
+"""A server of the local Ray that ends under a run ends the run with a sentence, one that is slow to start is started again,
+and an orderly end says nothing."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -39,3 +42,25 @@ def test_the_end_of_a_server_is_a_sentence(victim: str | None) -> None:
     server.kill()
     assert run.wait(30) == EXIT_FAILED
     assert "lazyrec: This run, or a server of Ray below it, ended" in run.communicate()[1]
+
+
+SLOW_AGENT = """
+import pathlib, sys, time
+calls = pathlib.Path(__file__).with_name("calls")
+if any("dashboard/agent.py" in argument for argument in sys.orig_argv):
+    with calls.open("a") as file:
+        file.write("agent ")
+    time.sleep(25 if len(calls.read_text().split()) == 1 else 0)
+"""
+
+
+def test_a_raylet_that_ends_while_its_agent_is_slow_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input="\n", text=True, capture_output=True, cwd=REPOSITORY, env=environment
+    )
+    assert run.returncode == EXIT_DONE
+    assert run.stdout == "up\n"
+    assert "lazyrec:" not in run.stderr
+    assert (tmp_path / "calls").read_text().split() == ["agent"] * 2

@@ -41,8 +41,8 @@ check: setup  ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: setup  ## every test but the long ones
-	$(BIN)/python -m pytest
+test: setup  ## every test but the long ones, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: setup  ## kills, nights, whole backfills, spark-submit, a cluster of two nodes, MLflow on PostgreSQL, Ray servers that end
 	$(BIN)/python -m pytest -m long

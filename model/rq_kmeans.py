@@ -19,7 +19,7 @@ balanced, and an item whose vector equals a fitted one may get other codes than 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -83,10 +83,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels fitted so far: where codes are nearest centroids the whole state of a fit, its residuals and codes."""
+    """The levels fitted so far, from which a fit continues: residuals and nearest codes follow from the centroids."""
 
     centroids: list[Tensor]  # float32 [K, D] each
     inertia: list[list[float]]
+    # int32 [N] each, of the items of all ranks by rising id: balanced codes, which no centroid tells; else empty.
+    labels: list[Tensor] = field(default_factory=list)
+
+    def upto(self, count: int) -> Levels:
+        """The first `count` of them."""
+        return Levels(self.centroids[:count], self.inertia[:count], self.labels[:count])
 
 
 def fit(
@@ -99,25 +105,26 @@ def fit(
 ) -> Fit:
     """Fits the levels on the rows of all ranks. `residual_ND` float32 is consumed: it ends as the last residual.
 
-    `ids_N` int64 are distinct over all ranks. A fit of nearest centroids continues after the levels in `earlier`, the same
-    on all ranks, and gives what one fit without a break gives; `after_level` is called where a further level is done.
-    Raises ContractViolation without rows, with values that are not finite, and for more rows than `balance: equal` handles.
+    `ids_N` int64 are distinct over all ranks. A fit continues after the levels in `earlier`, the same on all ranks, and
+    gives what one fit without a break gives; `after_level` is called where a further level is done. Raises
+    ContractViolation without rows, with values that are not finite, and for more rows than `balance: equal` handles.
     """
-    known = earlier or Levels([], [])
-    centroids, inertia, labels = list(known.centroids), list(known.inertia), []
+    reducer, levels, codes = reducer or Alone(), earlier or Levels([], []), []
+    ids, order = (ids_N, None) if settings.nearest else reducer.gather(ids_N).sort()
     for level in range(settings.levels):
-        if level < len(known.centroids):
-            labels_N = assign(residual_ND, centroids[level], settings.chunk)
+        if level < len(levels.centroids):
+            balanced = None if order is None else levels.labels[level][torch.searchsorted(ids, ids_N)].long()
+            labels_N = assign(residual_ND, levels.centroids[level], settings.chunk) if balanced is None else balanced
         else:
-            clusters = _clusters(residual_ND, ids_N, settings, level, reducer or Alone())
+            clusters = _clusters(residual_ND, ids_N, settings, level, reducer)
             labels_N = clusters.labels_N
-            centroids.append(clusters.centroids_KD)
-            inertia.append(clusters.inertia)
+            labels = [] if order is None else [*levels.labels, reducer.gather(labels_N.int())[order]]
+            levels = Levels([*levels.centroids, clusters.centroids_KD], [*levels.inertia, clusters.inertia], labels)
             if after_level is not None:
-                after_level(Levels(list(centroids), list(inertia)))
-        residual_ND.sub_(centroids[level][labels_N])
-        labels.append(labels_N.int())
-    return Fit(Codebook(centroids), torch.stack(labels, 1), inertia)
+                after_level(levels)
+        residual_ND.sub_(levels.centroids[level][labels_N])
+        codes.append(labels_N.int())
+    return Fit(Codebook(levels.centroids), torch.stack(codes, 1), levels.inertia)
 
 
 def _clusters(x_ND: Tensor, ids_N: Tensor, settings: RqConfig, level: int, reducer: Reducer) -> Clusters:

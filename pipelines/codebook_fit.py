@@ -7,7 +7,7 @@ file each, rank 0 the codebook, in `folder`, which must be reachable from all (t
 
 A level takes long where there are many rows, so rank 0 keeps the levels so far in `folder`. A fit that is started again
 there, and the workers that Ray Train starts for lost ones, continue after them and end with the same bits. Levels of
-another identity (settings, vectors) are ignored. Balanced codes depend on all items and start anew.
+another identity (settings, vectors) are ignored.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def fit_worker(config: dict[str, Any]) -> None:
     earlier = common_levels(read_levels(folder, config["identity"]), reducer, device)
 
     def keep(levels: Levels) -> None:
-        if rank == 0 and settings.nearest:
+        if rank == 0:
             save_levels(folder, levels, config["identity"])
 
     result = fit(x_ND, ids_N, settings, reducer, earlier, keep)
@@ -161,9 +161,13 @@ def common_width(x_ND: torch.Tensor, reducer: Reducer) -> torch.Tensor:
 
 def save_levels(folder: Path, levels: Levels, identity: str) -> None:
     """They appear whole or not at all."""
-    tensors = {f"level_{level}": values.cpu().contiguous() for level, values in enumerate(levels.centroids)}
+    parts = {"level": levels.centroids, "labels": levels.labels}
+    tensors = {
+        f"{part}_{level}": each.cpu().contiguous() for part, all_ in parts.items() for level, each in enumerate(all_)
+    }
     draft = folder / f"{LEVELS}.draft"
-    save_file(tensors, draft, metadata={"identity": identity, "inertia": json.dumps(levels.inertia)})
+    told = {"identity": identity, "inertia": json.dumps(levels.inertia), "labels": str(len(levels.labels))}
+    save_file(tensors, draft, metadata=told)
     os.replace(draft, folder / LEVELS)
 
 
@@ -176,13 +180,15 @@ def read_levels(folder: Path, identity: str) -> Levels:
         if told["identity"] != identity:
             return Levels([], [])
         inertia = json.loads(told["inertia"])
-        return Levels([file.get_tensor(f"level_{level}") for level in range(len(inertia))], inertia)
+        labels = [file.get_tensor(f"labels_{level}") for level in range(int(told["labels"]))]
+        return Levels([file.get_tensor(f"level_{level}") for level in range(len(inertia))], inertia, labels)
 
 
 def common_levels(found: Levels, reducer: Reducer, device: torch.device) -> Levels:
     """What every rank has found: a shared mount may show the newest file to some ranks only."""
-    count = int(reducer.reduce(torch.tensor([len(found.inertia)], device=device), "min"))
-    return Levels([values.to(device) for values in found.centroids[:count]], found.inertia[:count])
+    common = found.upto(int(reducer.reduce(torch.tensor([len(found.inertia)], device=device), "min")))
+    centroids, labels = ([each.to(device) for each in part] for part in (common.centroids, common.labels))
+    return Levels(centroids, common.inertia, labels)
 
 
 def write_codes(path: Path, ids: np.ndarray, codes: np.ndarray) -> None:

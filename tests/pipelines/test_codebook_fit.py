@@ -98,10 +98,11 @@ def test_a_killed_fit_continues_after_its_last_level(
 
 
 def test_levels_of_another_fit_are_none_of_ours(tmp_path: Path) -> None:
-    levels = Levels([torch.ones(2, 3)], [[1.5, 0.1]])
+    levels = Levels([torch.ones(2, 3)], [[1.5, 0.1]], [torch.arange(5, dtype=torch.int32)])
     codebook_fit.save_levels(tmp_path, levels, "one")
     found = read_levels(tmp_path, "one")
     assert found.inertia == levels.inertia and torch.equal(found.centroids[0], levels.centroids[0])
+    assert torch.equal(found.labels[0], levels.labels[0])
     assert read_levels(tmp_path, "two") == read_levels(tmp_path / "nowhere", "one") == Levels([], [])
 
 

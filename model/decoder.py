@@ -121,6 +121,20 @@ class Decoder(nn.Module, ABC):
         """[..., K] from the last hidden state at the place that predicts `level`."""
         return self.heads[level](self.head_norms[level](h_BD))
 
+    def liked(self, requests: Requests, vectors_NE: Tensor) -> Tensor:
+        """[R, E]: what the item head learns from the items of the positive pathway themselves."""
+        assert self.item_head is not None
+        index, offsets = self.context.positive.select(requests)
+        return self.item_head.liked(requests.history_items[index], offsets, vectors_NE)
+
+    def item_queries(self, requests: Requests, kv: ContextKV, vectors_NE: Tensor) -> Tensor:
+        """[R, E]: by the item head, before the first code."""
+        assert self.item_head is not None
+        no_codes_R0 = requests.target_items.new_empty(len(requests), 0)
+        h_R1D, _ = self.hidden(self.embed(no_codes_R0), kv, QueryLayout(len(requests), 1, None))
+        query_RE: Tensor = self.item_head(h_R1D[:, 0], self.liked(requests, vectors_NE))
+        return query_RE
+
     def forward(self, requests: Requests, items: ItemTable, scored_T: Tensor | None = None) -> Outputs:
         """Of the targets of the requests; an item head, where there is one, scores those of `scored_T` (bool [T])."""
         kv = self.encode(requests, items)
@@ -130,7 +144,8 @@ class Decoder(nn.Module, ABC):
         item_nll = None
         if self.item_head is not None and scored_T is not None:
             vectors_NE = item_vectors(self.context.fields, items)
-            item_nll = self.item_head.nll(h_TSD[scored_T, 0], vectors_NE, requests.target_items[scored_T])
+            liked_TE = self.liked(requests, vectors_NE)[requests.target_rows()[scored_T]]
+            item_nll = self.item_head.nll(h_TSD[scored_T, 0], liked_TE, vectors_NE, requests.target_items[scored_T])
         return Outputs([self.logits(h_TSD[:, level], level) for level in range(self.levels)], item_nll)
 
     def loss(self, requests: Requests, items: ItemTable, label_smoothing: float = 0.0) -> Loss:

@@ -72,7 +72,7 @@ def forward_flops(
     pathways = 3 if config.lifelong_length else 2
     tables = 2 * (pathways * fields + own) * config.embed_dim * config.d_model
     features = per_request + tables
-    target = requests * (_target(config, sizes, context, targets) + targets * _item_head(config, items))
+    target = requests * (_target(config, sizes, context, targets) + _item_head(config, items, targets))
     return Flops(features, requests * _context(config, context), target)
 
 
@@ -123,9 +123,10 @@ def _target(config: ModelConfig, sizes: Sequence[int], n: float, k: float) -> fl
     return total + k * sum(2 * d * size for size in sizes)
 
 
-def _item_head(config: ModelConfig, items: int) -> float:
-    """Of one target."""
-    return 2 * config.embed_dim * (config.d_model + items) if config.item_head else 0.0
+def _item_head(config: ModelConfig, items: int, k: float) -> float:
+    """What was liked through its map, once, and `k` queries on all items."""
+    e = config.embed_dim
+    return 2 * e * e + k * 2 * e * (config.d_model + items) if config.item_head else 0.0
 
 
 def _feed_forward(config: ModelConfig, layer: int) -> float:

@@ -37,16 +37,18 @@ def find_candidates(
     decoder: Decoder,
     items: ItemTable,
     vectors_NE: Tensor,
+    queries_RE: Tensor,
     kv: ContextKV,
     beams: Beams,
     trie: Trie,
     excluded: tuple[Tensor, Tensor] | None,
     withheld: Tensor | None,
 ) -> Candidates:
-    """As many items of the head as there are beams, and the items of the beams; left out are those of `rank_items`."""
+    """As many items of the head, by its queries, as there are beams, and those of the beams; left out are those of
+    `rank_items`."""
     width = min(beams.scores.shape[1], len(vectors_NE))
     found_RW, _, origin_RW = rank_items(beams, trie, width, excluded, withheld)
-    best_RC, best_log_RC, found_log_RW = _by_head(decoder, vectors_NE, kv, width, found_RW, excluded, withheld)
+    best_RC, best_log_RC, found_log_RW = _by_head(queries_RE, vectors_NE, width, found_RW, excluded, withheld)
     found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)
     found_codes_RWL = at_places(beams.log_probs, torch.where(found_RW < 0, -1, origin_RW))
     best_codes_RCL = _code_log_probs(decoder, items, kv, best_RC)
@@ -64,23 +66,17 @@ def fused_scores(found: Candidates, share: Tensor | float) -> Tensor:
 
 
 def _by_head(
-    decoder: Decoder,
+    queries_RE: Tensor,
     vectors_NE: Tensor,
-    kv: ContextKV,
     width: int,
     also_RW: Tensor,
     excluded: tuple[Tensor, Tensor] | None,
     withheld: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best items (int64 [R, C]) by log-probability (float32 [R, C]), and those [R, W] of the items `also_RW`."""
-    assert decoder.item_head is not None
-    rows = len(kv)
-    no_codes_R0 = also_RW.new_empty(rows, 0)
-    h_R1D, _ = decoder.hidden(decoder.embed(no_codes_R0), kv, QueryLayout(rows, 1, None))
-    query_RE = decoder.item_head(h_R1D[:, 0])
     best, best_log, also_log = [], [], []
-    for s in blocks(rows, len(vectors_NE), SCORES):
-        log_BN = torch.log_softmax(query_RE[s] @ vectors_NE.T, dim=1)
+    for s in blocks(len(queries_RE), len(vectors_NE), SCORES):
+        log_BN = torch.log_softmax(queries_RE[s] @ vectors_NE.T, dim=1)
         also_log.append(log_BN.gather(1, also_RW[s].clamp(min=0)))
         if excluded is not None:
             here = (excluded[0] >= s.start) & (excluded[0] < s.stop)

@@ -2,9 +2,11 @@
 
 The vector is the sum of the embeddings of the item's codes and of its hashed id, the tables that the context reads: what a
 history teaches of an item counts where the item is a target, and an item that nobody has met has the vector of its codes.
+The newest engaged items' own vectors, weighed by learned weights of their ages, join the query without passing the blocks
+(as in FISM, Kabbur et al., 2013): few data suffice to learn that what was liked together is liked next.
 Trained by full softmax over the catalogue beside the codes. `share` is the weight of the item's log-probability where
 `model.fused_ranking` adds the two; training sets it by validation.
-Shapes: T targets, N items, E = embed_dim, D = d_model.
+Shapes: R requests, T targets, N items, E = embed_dim, D = d_model.
 """
 
 from __future__ import annotations
@@ -15,9 +17,14 @@ from torch import Tensor, nn
 
 from model.chunked_cross_entropy import chunked_cross_entropy
 from model.item_table import ItemTable
+from model.layout import ages
 from model.norm import RMSNorm
 from model.pathways import EventFields
+from model.requests import select_rows
 from schemas.model_config import ModelConfig
+
+FADING = 0.6  # of the weight from an event to the one before it, at first
+LENGTH = 3.0  # of what the newest items give to the query, at first
 
 
 class ItemHead(nn.Module):
@@ -28,16 +35,31 @@ class ItemHead(nn.Module):
         self.norm = RMSNorm(config.d_model)
         self.query = nn.Linear(config.d_model, config.embed_dim)
         nn.init.normal_(self.query.weight, std=config.d_model**-0.5)
+        self.ages = nn.Parameter(FADING ** torch.arange(config.positive_length))
+        self.length = nn.Parameter(torch.tensor(LENGTH))
+        self.recent = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
+        nn.init.eye_(self.recent.weight)
+        self.dropout = nn.Dropout(config.dropout)
         self.register_buffer("share", torch.tensor(0.5))
 
-    def forward(self, states_TD: Tensor) -> Tensor:
+    def liked(self, engaged_M: Tensor, offsets: Tensor, vectors_NE: Tensor) -> Tensor:
+        """[R, E]: of the newest engaged items (dense, -1 unknown; offsets int64 [R + 1]); 0 where none is known."""
+        engaged_M, offsets = select_rows(engaged_M, offsets, engaged_M >= 0)
+        weights_M = self.ages[ages(offsets)]
+        sum_RE = F.embedding_bag(
+            engaged_M, vectors_NE, offsets, mode="sum", per_sample_weights=weights_M, include_last_offset=True
+        )
+        liked_RE: Tensor = self.recent(self.dropout(self.length * F.normalize(sum_RE, dim=1)))
+        return liked_RE
+
+    def forward(self, states_TD: Tensor, liked_TE: Tensor) -> Tensor:
         """[T, E]: what is compared with the items' vectors."""
-        query_TE: Tensor = self.query(self.norm(states_TD))
+        query_TE: Tensor = self.query(self.norm(states_TD)) + liked_TE
         return query_TE
 
-    def nll(self, states_TD: Tensor, vectors_NE: Tensor, targets_T: Tensor) -> Tensor:
+    def nll(self, states_TD: Tensor, liked_TE: Tensor, vectors_NE: Tensor, targets_T: Tensor) -> Tensor:
         """The mean negative log-likelihood of the targets (int64 [T], dense) over all N items."""
-        return chunked_cross_entropy(self(states_TD), vectors_NE, targets_T)
+        return chunked_cross_entropy(self(states_TD, liked_TE), vectors_NE, targets_T)
 
 
 def item_vectors(fields: EventFields, items: ItemTable) -> Tensor:

@@ -60,7 +60,10 @@ class Ranker:
         assert self.vectors_NE is not None
         kv, beams = self._search(requests, beam, self.trie)
         excluded = _seen(requests) if exclude_history else None
-        return find_candidates(self.decoder, self.items, self.vectors_NE, kv, beams, self.trie, excluded, withheld)
+        queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
+        return find_candidates(
+            self.decoder, self.items, self.vectors_NE, queries_RE, kv, beams, self.trie, excluded, withheld
+        )
 
     @torch.no_grad()
     def search(self, requests: Requests, beam: int, free: bool = False) -> Beams:

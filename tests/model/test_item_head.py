@@ -91,10 +91,25 @@ def test_the_loss_is_a_full_softmax_and_teaches_the_tables_of_the_context() -> N
     handle = decoder.item_head.norm.register_forward_hook(lambda _module, _inputs, output: states.append(output))
     decoder(requests, ITEMS, scored)
     handle.remove()
-    logits = decoder.item_head.query(states[0]) @ item_vectors(decoder.context.fields, ITEMS).T
+    vectors = item_vectors(decoder.context.fields, ITEMS)
+    liked = decoder.liked(requests, vectors)[requests.target_rows()[scored]]
+    logits = (decoder.item_head.query(states[0]) + liked) @ vectors.T
     F.cross_entropy(logits, requests.target_items[scored]).backward()
     assert torch.allclose(decoder.context.fields.items.weight.grad, found, atol=1e-6)
     assert (found[ITEMS.ids[:-1]].abs().sum(1) > 0).all()  # a softmax over all items moves all of them
+
+
+def test_what_was_liked_is_the_newest_engaged_items_by_age() -> None:
+    decoder = small_decoder(**HEAD).eval()
+    head, requests = decoder.item_head, random_requests(6, 40, history=30)
+    vectors = item_vectors(decoder.context.fields, ITEMS)
+    for row, liked in enumerate(decoder.liked(requests, vectors)):
+        start, end = requests.history_offsets[row : row + 2].tolist()
+        events = zip(requests.history_items[start:end], requests.history_feedback[start:end], strict=True)
+        engaged = [int(item) for item, bits in events if int(bits) & decoder.engaged_mask]
+        newest = [item for item in engaged[-decoder.config.positive_length :] if item >= 0][::-1]
+        total = sum((head.ages[age] * vectors[item] for age, item in enumerate(newest)), torch.zeros(vectors.shape[1]))
+        assert torch.allclose(liked, head.recent(head.length * F.normalize(total, dim=0)), atol=1e-5)
 
 
 def test_an_item_head_needs_the_items_field() -> None:

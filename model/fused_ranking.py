@@ -48,7 +48,7 @@ def find_candidates(
     `rank_items`."""
     width = min(beams.scores.shape[1], len(vectors_NE))
     found_RW, _, origin_RW = rank_items(beams, trie, width, excluded, withheld)
-    best_RC, best_log_RC, found_log_RW = _by_head(queries_RE, vectors_NE, width, found_RW, excluded, withheld)
+    best_RC, best_log_RC, found_log_RW = best_by_head(queries_RE, vectors_NE, width, found_RW, excluded, withheld)
     found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)
     found_codes_RWL = at_places(beams.log_probs, torch.where(found_RW < 0, -1, origin_RW))
     best_codes_RCL = _code_log_probs(decoder, items, kv, best_RC)
@@ -59,13 +59,7 @@ def find_candidates(
     )
 
 
-def fused_scores(found: Candidates, share: Tensor | float) -> Tensor:
-    """float32 [R, C + W], with the item head's share; NEVER where there is no item."""
-    scores_RC = share * found.item_log_probs + (1 - share) * found.code_log_probs.sum(2)
-    return scores_RC.masked_fill(found.item_log_probs == NEVER, NEVER)  # 0 times minus infinity is no number
-
-
-def _by_head(
+def best_by_head(
     queries_RE: Tensor,
     vectors_NE: Tensor,
     width: int,
@@ -87,6 +81,12 @@ def _by_head(
         best.append(items_BC.masked_fill(values_BC == NEVER, -1))
         best_log.append(values_BC)
     return torch.cat(best), torch.cat(best_log), torch.cat(also_log)
+
+
+def fused_scores(found: Candidates, share: Tensor | float) -> Tensor:
+    """float32 [R, C + W], with the item head's share; NEVER where there is no item."""
+    scores_RC = share * found.item_log_probs + (1 - share) * found.code_log_probs.sum(2)
+    return scores_RC.masked_fill(found.item_log_probs == NEVER, NEVER)  # 0 times minus infinity is no number
 
 
 def _code_log_probs(decoder: Decoder, items: ItemTable, kv: ContextKV, best_RC: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.beam import NEVER, Beams, at_places, beam_search, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder
-from model.fused_ranking import Candidates, find_candidates, fused_scores
+from model.fused_ranking import Candidates, best_by_head, find_candidates, fused_scores
 from model.item_head import item_vectors
 from model.item_table import ItemTable
 from model.requests import Requests, row_of
@@ -37,7 +37,19 @@ class Ranker:
 
     def rank(self, requests: Requests, k: int, beam: int, exclude_history: bool = False) -> Tensor:
         """int64 [R, k]: dense items, best first, -1 where the beams hold fewer than k items."""
+        if self.decoder.item_head is not None and self.decoder.item_head.share == 1:
+            return self._by_head_alone(requests, k, exclude_history)
         return self.ranking(requests, k, beam, exclude_history).items
+
+    @torch.no_grad()
+    def _by_head_alone(self, requests: Requests, k: int, exclude_history: bool) -> Tensor:
+        """What `ranking` gives where codes count for nothing, without asking for them."""
+        assert self.vectors_NE is not None
+        queries_RE = self.decoder.item_queries(requests, self.decoder.encode(requests, self.items), self.vectors_NE)
+        width, none_R0 = min(k, len(self.items)), requests.target_items.new_empty(len(requests), 0)
+        excluded = _seen(requests) if exclude_history else None
+        best_RC, _, _ = best_by_head(queries_RE, self.vectors_NE, width, none_R0, excluded, None)
+        return F.pad(best_RC, (0, k - width), value=-1)
 
     @torch.no_grad()
     def ranking(

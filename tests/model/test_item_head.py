@@ -80,6 +80,14 @@ def test_candidates_come_once_with_both_scores_and_masks_hold_for_both_ways() ->
     assert torch.isneginf(fused_scores(found, 0.0)[found.items < 0]).all()
 
 
+def test_the_head_alone_ranks_as_the_search_with_codes_that_count_for_nothing() -> None:
+    decoder = small_decoder(**HEAD).eval()
+    decoder.item_head.share.fill_(1.0)
+    requests, ranker = random_requests(6, 40, history=9), Ranker(decoder, ITEMS, trie_of(ITEMS))
+    for k, exclude in ((5, False), (5, True), (50, True)):
+        assert torch.equal(ranker.rank(requests, k, 50, exclude), ranker.ranking(requests, k, 50, exclude).items)
+
+
 def test_the_loss_is_a_full_softmax_and_teaches_the_tables_of_the_context() -> None:
     decoder = small_decoder(**HEAD)
     requests = random_requests(8, 40)

@@ -37,11 +37,13 @@ from pipelines.checkpoints import load_model, newest_state, refuse_other_codeboo
 from pipelines.descent import Descent, sparse_tables
 from pipelines.devices import random_state, require_compiler, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
+from pipelines.item_start import VECTORS, start_at_vectors, vectors_of
 from pipelines.run_artifacts import CHECKPOINTS, RunArtifacts
 from pipelines.training_data import TrainingData, open_data
 from pipelines.training_state import averaged, gathered, replicated, restore_training, shard, training_tensors
 from pipelines.validation import NDCG, Validation
 from schemas.config import Config
+from schemas.lineage import starts_at_vectors
 
 SAY_SECONDS = 10.0
 HISTORY = "history.json"
@@ -134,6 +136,9 @@ class Training:
             initial, description = load_model(settings["initial"])
             refuse_other_codebook(Path(settings["initial"]), description, data.catalogue.codebook_version)
             self.decoder.load_state_dict(initial.state_dict())
+        elif starts_at_vectors(self.config):
+            found = vectors_of(data.lake, settings["pins"][VECTORS], data.catalogue, data.calendar)
+            start_at_vectors(self.decoder, data.items, *found)
         if self.decoder.item_head is not None:
             self.further = (*self.further, ITEM_LOSS)
         self.model: nn.Module = self.decoder

@@ -308,6 +308,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     table_optimizer: Literal["adamw", "rowwise"] = later("adamw")  # of the hashed embedding tables; rowwise: Adagrad with
     # one state a row, which neither touches nor moves the rows that no example of a step reads
+    item_start: Literal["random", "vectors"] = later("random")  # of the embeddings of item ids; see pipelines/item_start.py
     label_smoothing: float = 0.0
     item_loss: float = later(1.0)  # weight of the item head's loss beside that of the codes
     accumulate: int = 1  # batches a step, within an epoch
@@ -474,6 +475,8 @@ class Config:
         require(
             paired, "item_pairs.kinds", "lacks cooccurrence, which embed.sources `pairs` reads: add it, or drop that source"
         )
+        own = self.train.item_start == "random" or "item" in self.model.fields
+        require(own, "train.item_start", "vectors needs `item` among model.fields: there is nothing else to start")
         known = "aligned" not in self.embed.sources or set(self.embed.aligned.kinds) <= set(self.item_pairs.kinds)
         require(known, "embed.aligned.kinds", f"must be among item_pairs.kinds: {', '.join(self.item_pairs.kinds)}")
         made = self.lifelong.enabled or not self.model.lifelong_length

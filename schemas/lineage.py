@@ -85,6 +85,11 @@ def has_lifelong(config: Config) -> bool:
     return config.model.lifelong_length > 0
 
 
+def starts_at_vectors(config: Config) -> bool:
+    """Whether training starts from item_embeddings."""
+    return config.train.item_start == "vectors"
+
+
 SEQUENCES = StageSpec(
     "sequences",
     logic=1,
@@ -183,6 +188,7 @@ TRAIN = StageSpec(
             Read("semantic_ids", "trained"),
             Read("items", "trained"),
             Read("lifelong_sequences", "train", has_lifelong),
+            Read("item_embeddings", "trained", starts_at_vectors),
             Read("candidate", "pinned"),  # whose weights the night's training continues
         )
     },

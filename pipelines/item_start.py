@@ -1,0 +1,54 @@
+"""Where the embeddings of item ids start: at their items' vectors, turned to their principal axes and cut or filled to the
+model's width, as long as random ones on average. What `embed` knows of items that were liked together need not be learned
+again, and an item with few events starts beside its neighbours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.decoder import Decoder
+from model.item_table import ItemTable
+from model.pathways import INIT_STD
+from pipelines.catalogue import Catalogue
+from pipelines.item_vectors import matrix_of
+from pipelines.ray_tables import read_arrow
+from schemas.calendar import Calendar
+from schemas.lake import Lake
+
+VECTORS = "item_embeddings"
+
+
+def vectors_of(lake: Lake, version: int, catalogue: Catalogue, calendar: Calendar) -> tuple[Tensor, Tensor]:
+    """Dense items (int64 [M]) of the catalogue and their vectors (float32 [M, W]) at a pinned version."""
+    days = [day for day in lake.rows_by_day(VECTORS, version) if calendar.fit_day <= day <= calendar.trained_until]
+    rows = read_arrow(lake, VECTORS, version, ["item_id", "vector"], days=days).combine_chunks()
+    items = catalogue.dense(rows.column("item_id").to_numpy())
+    known = items >= 0
+    return torch.from_numpy(items[known]), torch.from_numpy(matrix_of(rows.column("vector"))[known])
+
+
+@torch.no_grad()
+def start_at_vectors(decoder: Decoder, items: ItemTable, known_M: Tensor, vectors_MW: Tensor) -> None:
+    """`known_M` are dense items; those of one bucket start at their mean, and a bucket of none stays as it is."""
+    table = decoder.context.fields.items
+    assert table is not None
+    if not len(known_M):
+        return
+    width = table.embedding_dim
+    start_ME = torch.zeros(len(known_M), width)
+    turned_MA = vectors_MW @ _axes(vectors_MW)[:, :width]
+    start_ME[:, : turned_MA.shape[1]] = turned_MA
+    start_ME *= INIT_STD * width**0.5 / start_ME.square().sum(1).mean().sqrt().clamp(min=1e-12)
+    buckets_M = items.ids.cpu()[known_M]
+    counts = torch.bincount(buckets_M, minlength=table.num_embeddings)[:, None]
+    means = torch.zeros(table.num_embeddings, width).index_add_(0, buckets_M, start_ME) / counts.clamp(min=1)
+    table.weight.copy_(torch.where(counts > 0, means, table.weight.cpu()))
+
+
+def _axes(vectors_MW: Tensor) -> Tensor:
+    """float32 [W, W]: of the second moments, the strongest first, each with its largest part positive."""
+    x = vectors_MW.double()
+    axes = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)
+    largest = axes.abs().argmax(0)
+    return (axes * axes[largest, torch.arange(len(axes))].sign()).float()

@@ -80,10 +80,10 @@ class Cell:
 def config_of(cell: Cell) -> ModelConfig:
     """Of the configured depth, at the width whose parameters are nearest to the size's."""
     if cell.size in SIZES:
-        return _system(SIZES[cell.size], cell.system)
+        return system_of(SIZES[cell.size], cell.system)
     wanted = float(cell.size.removesuffix("M")) * 1e6
     system = cell.system if cell.system in SYSTEMS else "lazy"
-    widths = (_system(_of_width(heads, cell), system) for heads in range(1, 60))
+    widths = (system_of(_of_width(heads, cell), system) for heads in range(1, 60))
     config = min(widths, key=lambda c: abs(core(c) - wanted))
     changes = dict(GRID.get(cell.system, {}))
     if "g_kv" in changes:
@@ -94,7 +94,7 @@ def config_of(cell: Cell) -> ModelConfig:
     return replace(config, **changes)
 
 
-def _system(lazy: ModelConfig, system: str) -> ModelConfig:
+def system_of(lazy: ModelConfig, system: str) -> ModelConfig:
     return lazy if system == "lazy" else peers(lazy)[system]
 
 

@@ -1,0 +1,193 @@
+"""Rows of a comparison: models that differ from a configuration in one thing each, trained and ranked alike.
+
+Every row makes what its change makes stale, trains on the train days without alignment, and ranks the whole catalogue for
+every held-out request. Intervals of 95 % resample users; those of differences to the configuration are paired. They know
+nothing of seeds, so a difference counts where it is beyond both its interval and the rows with another seed.
+
+Columns beside the metrics, chosen by `Comparison.columns`:
+
+shared      items that share their codes with another one before ranks tell them apart
+loss        validation loss a code; "not trained" where it is not 10 % below the entropy of the codes of train positives
+parameters  of the model, tables included
+MFLOP       forward and backward of a target in training, by model/flops.py
+seconds     of the whole row
+
+Choices are made on the validation days; the test days are there to read. Rows are kept as they come in benchmarks/out,
+one file a row, and the next start continues after those of the same settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.lakes import prepare
+from model.ranking_metrics import bootstrap_means, columns_of, estimates, target_ranks
+from pipelines.cli import overrides
+from pipelines.evaluate import evaluation_data, ranker_of
+from pipelines.evaluation_data import EvaluationData
+from pipelines.progress import Progress
+from pipelines.run import run_steps, running
+from pipelines.split import Role
+from pipelines.stage import StageContext
+from pipelines.steps import Step
+from schemas.calendar import Calendar
+from schemas.config import Config
+from schemas.lineage import EVALUATE, TRAIN, StagePlan, StageSpec, digest
+from schemas.loader import load_config, to_mapping
+
+OUT = Path(__file__).resolve().parent / "out"
+CUTOFF, RESAMPLES, CONFIDENCE = 10, 1000, 0.95
+TRAINED = 0.9  # of the entropy, which a trained model's loss lies below
+ROLES: tuple[Role, Role] = ("validation", "test")
+OWN = "configuration"
+Change = Callable[[Config], Config]
+Row = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`systems` are rows by name, beside the configuration's own; `shared` are the stages that all rows have in common,
+    `made` those that a row makes for itself before it trains."""
+
+    name: str
+    systems: Mapping[str, Change]
+    shared: tuple[StageSpec, ...]
+    made: tuple[StageSpec, ...]
+    columns: tuple[str, ...] = ("loss", "parameters", "MFLOP", "seconds")
+
+
+def seed(value: int) -> Change:
+    return lambda config: replace(config, train=replace(config.train, seed=value))
+
+
+def main(comparison: Comparison, page: str) -> None:
+    """The command line of a comparison, whose module says `page` of itself."""
+    parser = argparse.ArgumentParser(description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--only", action="append", default=[], help="these rows alone, beside the configuration's own")
+    parser.add_argument("--fresh", action="store_true", help="measure every row again")
+    options = parser.parse_args()
+    config = load_config(options.config, overrides(options.set))
+    folder = OUT / comparison.name
+    folder.mkdir(parents=True, exist_ok=True)
+    calendar = prepare(config, comparison.shared)
+    rows: dict[str, Row] = {}
+    for system, change in ({OWN: lambda own: own} | dict(comparison.systems)).items():
+        if options.only and system not in (OWN, *options.only):
+            continue
+        file = folder / f"{config.name}-{system.replace(': ', '-').replace(', ', '-').replace(' ', '_')}.npz"
+        settings = digest(to_mapping(change(config), identity=True))
+        row = None if options.fresh else kept(file, settings)
+        if row is None:
+            row = measured(change(config), calendar, comparison.made) | {"settings": np.array(settings)}
+            np.savez(file, allow_pickle=False, **row)
+        rows[system] = row
+        print(f"\n{config.name}, {system}", flush=True)
+        for role in ROLES:
+            print("\n".join(["", *table(rows, role, comparison.columns)]), flush=True)
+
+
+def measured(config: Config, calendar: Calendar, made: tuple[StageSpec, ...]) -> dict[str, np.ndarray]:
+    """For each role user, time, item and rank of every positive; and the columns of the row."""
+    started = time.monotonic()
+    with running(config, Progress()) as runner:
+        outcomes = run_steps(runner, [Step(spec, calendar) for spec in (*made, TRAIN)], False)
+        runner.engines.ray()
+        lake = runner.lake
+        tables = [
+            "training_examples",
+            "semantic_ids",
+            "items",
+            *(["lifelong_sequences"] if config.lifelong.enabled else []),
+        ]
+        pins = {name: lake.version(name) or 0 for name in tables}
+        context = StageContext(config, lake, calendar, StagePlan(EVALUATE), runner.engines, pins, runner.progress.say)
+        data = evaluation_data(context, config.model.lifelong_length)
+        model = lake.artifact("train", outcomes[-1].identity)
+        found = ranks(context, data, model) | training_figures(model) | {"entropy": code_entropy(data)}
+    return found | {"seconds": np.array(time.monotonic() - started)}
+
+
+def ranks(context: StageContext, data: EvaluationData, model: Path) -> dict[str, np.ndarray]:
+    settings, ranker = context.config.evaluate, ranker_of(context, model, data.catalogue)
+    found: dict[str, np.ndarray] = {"shared": np.array((data.catalogue.ranks > 0).mean())}
+    for role in ROLES:
+        parts = []
+        for requests in data.queries(role):
+            rows = requests.target_rows()
+            ranked = ranker.rank(requests, CUTOFF, settings.beam, settings.mask_history)
+            rank = target_ranks(ranked, rows, requests.target_items)
+            parts.append(
+                [requests.user_ids[rows].numpy(), requests.ts_us[rows].numpy(), requests.target_items.numpy(), rank]
+            )
+        columns = np.stack([np.concatenate(column) for column in zip(*parts, strict=True)])
+        found[role] = columns[:, np.lexsort(columns[2::-1])]  # the order of the requests may differ between systems
+    return found
+
+
+def training_figures(model: Path) -> dict[str, np.ndarray]:
+    history = json.loads((model / "history.json").read_text())
+    losses = [row["validation_loss"] for row in history if "validation_loss" in row]
+    reports = [row for row in history if "flops" in row]
+    work = sum(row["flops"] for row in reports) / max(sum(row["targets"] for row in reports), 1)
+    parameters = json.loads((model / "model.json").read_text())["parameters"]
+    return {
+        "loss": np.array(losses[-1] if losses else np.nan),
+        "MFLOP": np.array(work / 1e6),
+        "parameters": np.array(parameters),
+    }
+
+
+def code_entropy(data: EvaluationData) -> np.ndarray:
+    """Nats of a code of the train positives, the mean over levels: the loss of a model that knows nothing but how often
+    each code comes."""
+    counts = data.train_positives().counts
+    values = []
+    for level in data.catalogue.codes.T:
+        shares = np.bincount(level, weights=counts) / max(counts.sum(), 1)
+        values.append(-(shares * np.log(np.where(shares > 0, shares, 1))).sum())
+    return np.array(np.mean(values))
+
+
+def kept(file: Path, settings: str) -> dict[str, np.ndarray] | None:
+    """The row in `file`, if it was measured with these settings."""
+    if not file.is_file():
+        return None
+    with np.load(file) as saved:
+        return dict(saved) if str(saved["settings"]) == settings else None
+
+
+def table(rows: Mapping[str, Row], role: Role, columns: tuple[str, ...]) -> Iterator[str]:
+    """The lines of one role's table, in Markdown."""
+    own = rows[OWN][role]
+    yield f"{role}: {len(own[0]):,} positives of {len(np.unique(own[0])):,} users\n"
+    yield f"| row | recall@{CUTOFF} | minus {OWN} | ndcg@{CUTOFF} | minus {OWN} | " + " | ".join(columns) + " |"
+    yield "|---" * (5 + len(columns)) + "|"
+    base = np.column_stack(list(columns_of(own[3], (CUTOFF,)).values()))
+    for system, found in rows.items():
+        if not np.array_equal(found[role][:3], own[:3]):
+            raise ValueError(f"{system} was measured on other requests than {OWN}; start anew with --fresh.")
+        values = np.column_stack(list(columns_of(found[role][3], (CUTOFF,)).values()))
+        both = np.concatenate([values, values - base], axis=1)
+        draws = bootstrap_means(both, own[0], RESAMPLES, 0)
+        cells = [f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]" for e in estimates(both, draws, CONFIDENCE)]
+        recall, ndcg, recall_gap, ndcg_gap = (cell.replace("0.", ".") for cell in cells)
+        gaps = ("", "") if system == OWN else (recall_gap, ndcg_gap)
+        yield " | ".join([f"| {system}", recall, gaps[0], ndcg, gaps[1], *(shown(found, name) for name in columns)]) + " |"
+
+
+def shown(row: Row, column: str) -> str:
+    value = float(row[column])
+    if column == "shared":
+        return f"{100 * value:.2f} %"
+    if column == "loss":
+        return f"{value:.4f}" + ("" if value < TRAINED * float(row["entropy"]) else ", not trained")
+    return f"{value:,.1f}" if column == "MFLOP" else f"{value:,.0f}"

@@ -37,6 +37,7 @@ class Context(nn.Module):
         self.short = EventPathway(self.fields, config.short_length, None, config.embed_dim, width)
         self.positive = EventPathway(self.fields, config.positive_length, engaged_mask, config.embed_dim, width)
         self.lifelong = LifelongPathway(self.fields, config, width) if config.lifelong_length else None
+        self.dropout = nn.Dropout(config.context_dropout)
 
     def hashed_tables(self) -> list[nn.Embedding]:
         """The tables of which a batch reads few rows."""
@@ -50,4 +51,5 @@ class Context(nn.Module):
     def forward(self, requests: Requests, items: ItemTable) -> tuple[Tensor, Layout]:
         """Packed tokens [N, d_in] of all pathways, and where they lie in the padded grid."""
         parts = self._pathways(requests, items)
-        return torch.cat([part.values_ND for part in parts]), layout_of([part.offsets for part in parts])
+        tokens_ND = self.dropout(torch.cat([part.values_ND for part in parts]))
+        return tokens_ND, layout_of([part.offsets for part in parts])

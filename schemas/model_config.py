@@ -60,6 +60,7 @@ class ModelConfig:
     hash_buckets: int = 20_000  # of authors, tags and attributes, and of items where `fields` names them
     item_head: bool = later(False)  # scores every item directly, too; see model/item_head.py
     dropout: float = 0.1
+    context_dropout: float = later(0.0)  # of the context's tokens, as they leave the pathways
     moe: MoeConfig = field(default_factory=MoeConfig)
 
     @property

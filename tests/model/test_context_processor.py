@@ -51,6 +51,16 @@ def test_one_event_changes_only_its_own_keys_and_values() -> None:
     assert int(moved.sum()) == readers >= 1
 
 
+def test_context_dropout_thins_tokens_in_training_alone() -> None:
+    requests = random_requests(40, 30)
+    plain, thinned = small_decoder(), small_decoder(context_dropout=0.5)
+    tokens, _ = plain.train().context(requests, ITEMS)
+    assert (tokens != 0).all()
+    left = thinned.train().context(requests, ITEMS)[0] != 0
+    assert 0.4 < left.float().mean() < 0.6
+    assert torch.equal(thinned.eval().context(requests, ITEMS)[0], tokens)
+
+
 @pytest.mark.parametrize(("s_kv", "l_kv", "g_kv"), [(1, 1, 2), (2, 1, 2), (1, 2, 1), (2, 2, 1)])
 def test_equations_one_to_four(s_kv: int, l_kv: int, g_kv: int) -> None:
     config = dataclasses.replace(SMALL, s_kv=s_kv, l_kv=l_kv, g_kv=g_kv)

@@ -39,14 +39,18 @@ def find_candidates(
     vectors_NE: Tensor,
     queries_RE: Tensor,
     kv: ContextKV,
-    beams: Beams,
+    width: int,
+    beams: Beams | None,
     trie: Trie,
     excluded: tuple[Tensor, Tensor] | None,
     withheld: Tensor | None,
 ) -> Candidates:
-    """As many items of the head, by its queries, as there are beams, and those of the beams; left out are those of
-    `rank_items`."""
-    width = min(beams.scores.shape[1], len(vectors_NE))
+    """The best `width` items of the head, by its queries, and as many of the beams; left out are those of `rank_items`."""
+    width = min(width, len(vectors_NE))
+    if beams is None:
+        none_R0 = queries_RE.new_empty(len(queries_RE), 0, dtype=torch.int64)
+        best_RC, best_log_RC, _ = best_by_head(queries_RE, vectors_NE, width, none_R0, excluded, withheld)
+        return Candidates(best_RC, best_log_RC, _code_log_probs(decoder, items, kv, best_RC))
     found_RW, _, origin_RW = rank_items(beams, trie, width, excluded, withheld)
     best_RC, best_log_RC, found_log_RW = best_by_head(queries_RE, vectors_NE, width, found_RW, excluded, withheld)
     found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)

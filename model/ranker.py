@@ -57,8 +57,10 @@ class Ranker:
     ) -> Ranking:
         """`withheld` (bool [N]) marks items that nobody may be shown; a wider beam makes room for what is left out."""
         if self.decoder.item_head is not None:
-            found = self.candidates(requests, beam, exclude_history, withheld)
-            return best_of(found, fused_scores(found, self.decoder.item_head.share), k)
+            share = self.decoder.item_head.share
+            alone = bool(share == 1)  # codes count for nothing, and need no search
+            found = self.candidates(requests, k if alone else beam, exclude_history, withheld, search=not alone)
+            return best_of(found, fused_scores(found, share), k)
         beams = self.search(requests, beam)
         excluded = _seen(requests) if exclude_history else None
         items, scores, origin = rank_items(beams, self.trie, k, excluded, withheld)
@@ -66,15 +68,23 @@ class Ranker:
 
     @torch.no_grad()
     def candidates(
-        self, requests: Requests, beam: int, exclude_history: bool = False, withheld: Tensor | None = None
+        self,
+        requests: Requests,
+        beam: int,
+        exclude_history: bool = False,
+        withheld: Tensor | None = None,
+        search: bool = True,
     ) -> Candidates:
-        """Of codes and item head, see `model.fused_ranking`."""
+        """Of codes and item head, see `model.fused_ranking`; those of the head alone without a `search` by codes."""
         assert self.vectors_NE is not None
-        kv, beams = self._search(requests, beam, self.trie)
+        if search:
+            kv, beams = self._search(requests, beam, self.trie)
+        else:
+            kv, beams = self.decoder.eval().encode(requests, self.items), None
         excluded = _seen(requests) if exclude_history else None
         queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
         return find_candidates(
-            self.decoder, self.items, self.vectors_NE, queries_RE, kv, beams, self.trie, excluded, withheld
+            self.decoder, self.items, self.vectors_NE, queries_RE, kv, beam, beams, self.trie, excluded, withheld
         )
 
     @torch.no_grad()

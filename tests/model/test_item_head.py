@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from model.fused_ranking import fused_scores
 from model.item_head import item_vectors
-from model.ranker import Ranker
+from model.ranker import Ranker, best_of
 from model.trie import Trie
 from schemas.model_config import ModelConfig
 from tests.model.requests import catalogue, only_row, random_requests, small_decoder
@@ -85,7 +85,12 @@ def test_the_head_alone_ranks_as_the_search_with_codes_that_count_for_nothing() 
     decoder.item_head.share.fill_(1.0)
     requests, ranker = random_requests(6, 40, history=9), Ranker(decoder, ITEMS, trie_of(ITEMS))
     for k, exclude in ((5, False), (5, True), (50, True)):
-        assert torch.equal(ranker.rank(requests, k, 50, exclude), ranker.ranking(requests, k, 50, exclude).items)
+        found = ranker.candidates(requests, 50, exclude)
+        searched = best_of(found, fused_scores(found, 1.0), k)
+        ranking = ranker.ranking(requests, k, 50, exclude)
+        assert torch.equal(ranker.rank(requests, k, 50, exclude), searched.items)
+        assert torch.equal(ranking.items, searched.items)
+        assert torch.allclose(ranking.log_probs, searched.log_probs, atol=1e-4)
 
 
 def test_the_loss_is_a_full_softmax_and_teaches_the_tables_of_the_context() -> None:

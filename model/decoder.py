@@ -121,6 +121,10 @@ class Decoder(nn.Module, ABC):
         """[..., K] from the last hidden state at the place that predicts `level`."""
         return self.heads[level](self.head_norms[level](h_BD))
 
+    def item_vectors(self, items: ItemTable) -> Tensor:
+        """[N, E]: what the item head compares its queries with."""
+        return item_vectors(self.context.fields, items, self.config.item_head_codes)
+
     def liked(self, requests: Requests, vectors_NE: Tensor) -> Tensor:
         """[R, E]: what the item head learns from the items of the positive pathway themselves."""
         assert self.item_head is not None
@@ -143,7 +147,7 @@ class Decoder(nn.Module, ABC):
         h_TSD, _ = self.hidden(self.embed(prefix_TS), kv, target_layout(requests.target_offsets, self.joined))
         item_nll = None
         if self.item_head is not None and scored_T is not None:
-            vectors_NE = item_vectors(self.context.fields, items)
+            vectors_NE = self.item_vectors(items)
             liked_TE = self.liked(requests, vectors_NE)[requests.target_rows()[scored_T]]
             item_nll = self.item_head.nll(h_TSD[scored_T, 0], liked_TE, vectors_NE, requests.target_items[scored_T])
         return Outputs([self.logits(h_TSD[:, level], level) for level in range(self.levels)], item_nll)

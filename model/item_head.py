@@ -1,7 +1,8 @@
 """Items scored directly, beside their codes: a request's state before the first code against a vector of every item.
 
-The vector is the sum of the embeddings of the item's codes and of its hashed id, the tables that the context reads: what a
-history teaches of an item counts where the item is a target, and an item that nobody has met has the vector of its codes.
+The vector is the embedding of the item's hashed id and, with `model.item_head_codes`, those of its codes, by the tables
+that the context reads: what a history teaches of an item counts where the item is a target. With codes an item that nobody
+has met has their vector; without, items of few events are told apart better.
 The newest engaged items' own vectors, weighed by learned weights of their ages, join the query without passing the blocks
 (as in FISM, Kabbur et al., 2013): few data suffice to learn that what was liked together is liked next.
 Trained by full softmax over the catalogue beside the codes. `share` is the weight of the item's log-probability where
@@ -62,11 +63,12 @@ class ItemHead(nn.Module):
         return chunked_cross_entropy(self(states_TD, liked_TE), vectors_NE, targets_T)
 
 
-def item_vectors(fields: EventFields, items: ItemTable) -> Tensor:
+def item_vectors(fields: EventFields, items: ItemTable, codes: bool) -> Tensor:
     """[N, E], of all items but the unknown one."""
     if fields.items is None:
         raise ValueError("An item head needs `item` among model.fields.")
+    vectors_NE: Tensor = fields.items(items.ids[:-1])
+    if not codes:
+        return vectors_NE
     levels = items.codes.shape[1]
-    codes_NE = F.embedding_bag(items.codes[:-1] + fields.starts[:levels], fields.small.weight, mode="sum")
-    vectors_NE: Tensor = codes_NE + fields.items(items.ids[:-1])
-    return vectors_NE
+    return vectors_NE + F.embedding_bag(items.codes[:-1] + fields.starts[:levels], fields.small.weight, mode="sum")

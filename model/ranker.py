@@ -12,7 +12,6 @@ from model.beam import NEVER, Beams, at_places, beam_search, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder
 from model.fused_ranking import Candidates, best_by_head, find_candidates, fused_scores
-from model.item_head import item_vectors
 from model.item_table import ItemTable
 from model.requests import Requests, row_of
 from model.trie import Trie
@@ -33,7 +32,7 @@ class Ranker:
     @torch.no_grad()
     def __init__(self, decoder: Decoder, items: ItemTable, trie: Trie) -> None:
         self.decoder, self.items, self.trie = decoder.eval(), items, trie
-        self.vectors_NE = item_vectors(decoder.context.fields, items) if decoder.item_head is not None else None
+        self.vectors_NE = decoder.item_vectors(items) if decoder.item_head is not None else None
 
     def rank(self, requests: Requests, k: int, beam: int, exclude_history: bool = False) -> Tensor:
         """int64 [R, k]: dense items, best first, -1 where the beams hold fewer than k items."""

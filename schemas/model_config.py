@@ -59,6 +59,7 @@ class ModelConfig:
     lifelong_blocks: int = later(2)  # of that QFormer
     hash_buckets: int = 20_000  # of authors, tags and attributes, and of items where `fields` names them
     item_head: bool = later(False)  # scores every item directly, too; see model/item_head.py
+    item_head_codes: bool = later(True)  # an item's vector is its id's and its codes', not its id's alone
     dropout: float = 0.1
     context_dropout: float = later(0.0)  # of the context's tokens, as they leave the pathways
     moe: MoeConfig = field(default_factory=MoeConfig)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from model.fused_ranking import fused_scores
-from model.item_head import item_vectors
 from model.ranker import Ranker, best_of
 from model.trie import Trie
 from schemas.model_config import ModelConfig
@@ -104,7 +103,7 @@ def test_the_loss_is_a_full_softmax_and_teaches_the_tables_of_the_context() -> N
     handle = decoder.item_head.norm.register_forward_hook(lambda _module, _inputs, output: states.append(output))
     decoder(requests, ITEMS, scored)
     handle.remove()
-    vectors = item_vectors(decoder.context.fields, ITEMS)
+    vectors = decoder.item_vectors(ITEMS)
     liked = decoder.liked(requests, vectors)[requests.target_rows()[scored]]
     logits = (decoder.item_head.query(states[0]) + liked) @ vectors.T
     F.cross_entropy(logits, requests.target_items[scored]).backward()
@@ -112,10 +111,19 @@ def test_the_loss_is_a_full_softmax_and_teaches_the_tables_of_the_context() -> N
     assert (found[ITEMS.ids[:-1]].abs().sum(1) > 0).all()  # a softmax over all items moves all of them
 
 
+def test_an_items_vector_is_its_id_and_unless_left_out_its_codes() -> None:
+    decoder, alone = small_decoder(**HEAD), small_decoder(**HEAD, item_head_codes=False)
+    ids = decoder.context.fields.items(ITEMS.ids[:-1])
+    starts, small = decoder.context.fields.starts, decoder.context.fields.small
+    codes = sum(small(ITEMS.codes[:-1, level] + starts[level]) for level in range(3))
+    assert torch.allclose(decoder.item_vectors(ITEMS), ids + codes, atol=1e-6)
+    assert torch.equal(alone.item_vectors(ITEMS), alone.context.fields.items(ITEMS.ids[:-1]))
+
+
 def test_what_was_liked_is_the_newest_engaged_items_by_age() -> None:
     decoder = small_decoder(**HEAD).eval()
     head, requests = decoder.item_head, random_requests(6, 40, history=30)
-    vectors = item_vectors(decoder.context.fields, ITEMS)
+    vectors = decoder.item_vectors(ITEMS)
     for row, liked in enumerate(decoder.liked(requests, vectors)):
         start, end = requests.history_offsets[row : row + 2].tolist()
         events = zip(requests.history_items[start:end], requests.history_feedback[start:end], strict=True)

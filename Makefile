@@ -41,9 +41,8 @@ check: setup  ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: setup  ## every test but the long ones, in two processes, the longest files first
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		tests/faults tests/jobs tests/pipelines tests/model tests/schemas tests/test_*.py
+test: setup  ## every test but the long ones, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: setup  ## kills, nights, whole backfills, spark-submit, a cluster of two nodes, MLflow on PostgreSQL, Ray servers that end
 	$(BIN)/python -m pytest -m long

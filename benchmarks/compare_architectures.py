@@ -16,7 +16,7 @@ import os
 from dataclasses import replace
 
 from benchmarks.architectures import core, system_of
-from benchmarks.comparison import Change, Comparison, main, seed
+from benchmarks.comparison import Change, Comparison, changed, main
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import ModelConfig
@@ -43,7 +43,7 @@ def row(system: str, context: int) -> Change:
 
 
 def seeded(change: Change, value: int) -> Change:
-    return lambda config: seed(value)(change(config))
+    return lambda config: changed("train", seed=value)(change(config))
 
 
 ROWS = {

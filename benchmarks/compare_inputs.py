@@ -11,11 +11,8 @@ FULL=1 adds the rows of two further seeds, more sizes of codebooks and the parts
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import Any
 
-from benchmarks.comparison import Change, Comparison, main, seed
-from benchmarks.semantic_ids import ids
+from benchmarks.comparison import Change, Comparison, changed, main
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import MoeConfig
@@ -23,51 +20,46 @@ from schemas.model_config import MoeConfig
 FULL = os.environ.get("FULL") == "1"
 
 
-def model(**settings: Any) -> Change:
-    return lambda config: replace(config, model=replace(config.model, **settings))
-
-
 def with_items(config: Config) -> Config:
     """The context shows the item's own id, too."""
-    return config if "item" in config.model.fields else model(fields=("item", *config.model.fields))(config)
+    return config if "item" in config.model.fields else changed("model", fields=("item", *config.model.fields))(config)
 
 
 def with_head(config: Config) -> Config:
     """Items are scored directly, too."""
-    return model(item_head=True)(with_items(config))
+    return changed("model", item_head=True)(with_items(config))
 
 
 def head_at_vectors(config: Config) -> Config:
-    config = with_head(config)
-    return replace(config, train=replace(config.train, item_start="vectors"))
+    return changed("train", item_start="vectors")(with_head(config))
 
 
 def experts(config: Config) -> Config:
     """As many parameters awake as in dense feed-forward parts of one width of the model."""
     moe = MoeConfig(experts=16, active=3, shared=1, width=config.model.d_model, first_dense=1)
-    return model(moe=moe)(config)
+    return changed("model", moe=moe)(config)
 
 
 ROWS: dict[str, Change] = {
-    "context: codes alone": model(fields=()),
-    "context: positives alone": model(short_length=1),
+    "context: codes alone": changed("model", fields=()),
+    "context: positives alone": changed("model", short_length=1),
     "context: codes and item ids": with_items,
     "head: items, too": with_head,
     "head: items, too, from vectors": head_at_vectors,
-    "codes: 64": ids(codes=64),
-    "codes: 1024": ids(codes=1024),
-    "levels: 2": ids(levels=2),
+    "codes: 64": changed("tokenize", codes=64),
+    "codes: 1024": changed("tokenize", codes=1024),
+    "levels: 2": changed("tokenize", levels=2),
 }
 MORE: dict[str, Change] = {
-    "seed 1": seed(1),
-    "seed 2": seed(2),
-    "codes: 128": ids(codes=128),
-    "codes: 512": ids(codes=512),
-    "levels: 4": ids(levels=4),
+    "seed 1": changed("train", seed=1),
+    "seed 2": changed("train", seed=2),
+    "codes: 128": changed("tokenize", codes=128),
+    "codes: 512": changed("tokenize", codes=512),
+    "levels: 4": changed("tokenize", levels=4),
     "experts: 16, 3 awake": experts,
-    "S_kv: 2": model(s_kv=2),
-    "L_kv: 3": model(l_kv=3),
-    "G_kv: 1": model(g_kv=1),
+    "S_kv: 2": changed("model", s_kv=2),
+    "L_kv: 3": changed("model", l_kv=3),
+    "G_kv: 1": changed("model", g_kv=1),
 }
 COMPARISON = Comparison(
     "inputs", ROWS | (MORE if FULL else {}), shared=(SEQUENCES, ITEM_PAIRS, EMBED, ORGANISE), made=(TOKENIZE,)

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,9 @@ class Comparison:
     columns: tuple[str, ...] = ("loss", "parameters", "MFLOP", "seconds")
 
 
-def seed(value: int) -> Change:
-    return lambda config: replace(config, train=replace(config.train, seed=value))
+def changed(section: str, **settings: Any) -> Change:
+    """Other settings of a section of the configuration."""
+    return lambda config: replace(config, **{section: replace(getattr(config, section), **settings)})
 
 
 def main(comparison: Comparison, page: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.comparison import Change, Comparison, main, seed
+from benchmarks.comparison import Change, Comparison, changed, main
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 
@@ -20,31 +20,27 @@ def vectors(*sources: Any, model: Any = "mlp") -> Change:
     def change(config: Config) -> Config:
         aligned = replace(config.embed.aligned, model=model)
         weights = tuple(1.0 for _ in sources)
-        return replace(config, embed=replace(config.embed, sources=sources, weights=weights, aligned=aligned))
+        return changed("embed", sources=sources, weights=weights, aligned=aligned)(config)
 
     return change
-
-
-def ids(**settings: Any) -> Change:
-    return lambda config: replace(config, tokenize=replace(config.tokenize, **settings))
 
 
 COMPARISON = Comparison(
     "semantic_ids",
     {
-        "seed 1": seed(1),
-        "seed 2": seed(2),
+        "seed 1": changed("train", seed=1),
+        "seed 2": changed("train", seed=2),
         "vectors: content": vectors("text", "attributes"),
         "vectors: pairs": vectors("pairs"),
         "vectors: aligned, MLP": vectors("aligned"),
         "vectors: aligned, MLP, and pairs": vectors("aligned", "pairs"),
         "vectors: aligned, QFormer, and pairs": vectors("aligned", "pairs", model="qformer"),
-        "balance: relaxed": ids(balance="relaxed"),
-        "balance: equal": ids(balance="equal"),
-        "balance: capped": ids(balance="capped"),
-        "collisions: level": ids(collisions="level"),
-        "collisions: nearest_free": ids(collisions="nearest_free"),
-        "balance: capped, collisions: nearest_free": ids(balance="capped", collisions="nearest_free"),
+        "balance: relaxed": changed("tokenize", balance="relaxed"),
+        "balance: equal": changed("tokenize", balance="equal"),
+        "balance: capped": changed("tokenize", balance="capped"),
+        "collisions: level": changed("tokenize", collisions="level"),
+        "collisions: nearest_free": changed("tokenize", collisions="nearest_free"),
+        "balance: capped, collisions: nearest_free": changed("tokenize", balance="capped", collisions="nearest_free"),
     },
     shared=(SEQUENCES, ITEM_PAIRS, ORGANISE),
     made=(EMBED, TOKENIZE),

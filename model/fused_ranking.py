@@ -39,23 +39,19 @@ def find_candidates(
     vectors_NE: Tensor,
     queries_RE: Tensor,
     kv: ContextKV,
-    width: int,
-    beams: Beams | None,
+    beams: Beams,
     trie: Trie,
     excluded: tuple[Tensor, Tensor] | None,
     withheld: Tensor | None,
 ) -> Candidates:
-    """The best `width` items of the head, by its queries, and as many of the beams; left out are those of `rank_items`."""
-    width = min(width, len(vectors_NE))
-    if beams is None:
-        none_R0 = queries_RE.new_empty(len(queries_RE), 0, dtype=torch.int64)
-        best_RC, best_log_RC, _ = best_by_head(queries_RE, vectors_NE, width, none_R0, excluded, withheld)
-        return Candidates(best_RC, best_log_RC, _code_log_probs(decoder, items, kv, best_RC))
+    """As many items of the head, by its queries, as there are beams, and those of the beams; left out are those of
+    `rank_items`."""
+    width = min(beams.scores.shape[1], len(vectors_NE))
     found_RW, _, origin_RW = rank_items(beams, trie, width, excluded, withheld)
     best_RC, best_log_RC, found_log_RW = best_by_head(queries_RE, vectors_NE, width, found_RW, excluded, withheld)
     found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)
     found_codes_RWL = at_places(beams.log_probs, torch.where(found_RW < 0, -1, origin_RW))
-    best_codes_RCL = _code_log_probs(decoder, items, kv, best_RC)
+    best_codes_RCL = code_log_probs(decoder, items, kv, best_RC)
     return Candidates(
         torch.cat([best_RC, found_RW], 1),
         torch.cat([best_log_RC, found_log_RW.masked_fill(found_RW < 0, NEVER)], 1),
@@ -93,7 +89,7 @@ def fused_scores(found: Candidates, share: Tensor | float) -> Tensor:
     return scores_RC.masked_fill(found.item_log_probs == NEVER, NEVER)  # 0 times minus infinity is no number
 
 
-def _code_log_probs(decoder: Decoder, items: ItemTable, kv: ContextKV, best_RC: Tensor) -> Tensor:
+def code_log_probs(decoder: Decoder, items: ItemTable, kv: ContextKV, best_RC: Tensor) -> Tensor:
     """float32 [R, C, L]: of the codes of the given items, each given those before it; 0 at -1."""
     rows, width = best_RC.shape
     codes_TL = items.codes[best_RC.clamp(min=0).flatten()]

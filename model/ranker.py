@@ -11,7 +11,7 @@ from torch import Tensor
 from model.beam import NEVER, Beams, at_places, beam_search, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder
-from model.fused_ranking import Candidates, best_by_head, find_candidates, fused_scores
+from model.fused_ranking import Candidates, best_by_head, code_log_probs, find_candidates, fused_scores
 from model.item_table import ItemTable
 from model.requests import Requests, row_of
 from model.trie import Trie
@@ -34,32 +34,32 @@ class Ranker:
         self.decoder, self.items, self.trie = decoder.eval(), items, trie
         self.vectors_NE = decoder.item_vectors(items) if decoder.item_head is not None else None
 
-    def rank(self, requests: Requests, k: int, beam: int, exclude_history: bool = False) -> Tensor:
-        """int64 [R, k]: dense items, best first, -1 where the beams hold fewer than k items."""
-        if self.decoder.item_head is not None and self.decoder.item_head.share == 1:
-            return self._by_head_alone(requests, k, exclude_history)
-        return self.ranking(requests, k, beam, exclude_history).items
+    @property
+    def _alone(self) -> bool:
+        """Whether the item head ranks alone: codes count for nothing, and need no search."""
+        head = self.decoder.item_head
+        return head is not None and bool(head.share == 1)
 
     @torch.no_grad()
-    def _by_head_alone(self, requests: Requests, k: int, exclude_history: bool) -> Tensor:
-        """What `ranking` gives where codes count for nothing, without asking for them."""
-        assert self.vectors_NE is not None
-        queries_RE = self.decoder.item_queries(requests, self.decoder.encode(requests, self.items), self.vectors_NE)
-        width, none_R0 = min(k, len(self.items)), requests.target_items.new_empty(len(requests), 0)
-        excluded = _seen(requests) if exclude_history else None
-        best_RC, _, _ = best_by_head(queries_RE, self.vectors_NE, width, none_R0, excluded, None)
-        return F.pad(best_RC, (0, k - width), value=-1)
+    def rank(self, requests: Requests, k: int, beam: int, exclude_history: bool = False) -> Tensor:
+        """int64 [R, k]: dense items, best first, -1 where the beams hold fewer than k items."""
+        if not self._alone:
+            return self.ranking(requests, k, beam, exclude_history).items
+        best_RC, _ = self._best_by_head(requests, self._encode(requests), k, exclude_history, None)
+        return F.pad(best_RC, (0, k - best_RC.shape[1]), value=-1)
 
     @torch.no_grad()
     def ranking(
         self, requests: Requests, k: int, beam: int, exclude_history: bool = False, withheld: Tensor | None = None
     ) -> Ranking:
         """`withheld` (bool [N]) marks items that nobody may be shown; a wider beam makes room for what is left out."""
+        if self._alone:
+            kv = self._encode(requests)
+            best_RC, log_RC = self._best_by_head(requests, kv, k, exclude_history, withheld)
+            return best_of(Candidates(best_RC, log_RC, code_log_probs(self.decoder, self.items, kv, best_RC)), log_RC, k)
         if self.decoder.item_head is not None:
-            share = self.decoder.item_head.share
-            alone = bool(share == 1)  # codes count for nothing, and need no search
-            found = self.candidates(requests, k if alone else beam, exclude_history, withheld, search=not alone)
-            return best_of(found, fused_scores(found, share), k)
+            found = self.candidates(requests, beam, exclude_history, withheld)
+            return best_of(found, fused_scores(found, self.decoder.item_head.share), k)
         beams = self.search(requests, beam)
         excluded = _seen(requests) if exclude_history else None
         items, scores, origin = rank_items(beams, self.trie, k, excluded, withheld)
@@ -67,24 +67,27 @@ class Ranker:
 
     @torch.no_grad()
     def candidates(
-        self,
-        requests: Requests,
-        beam: int,
-        exclude_history: bool = False,
-        withheld: Tensor | None = None,
-        search: bool = True,
+        self, requests: Requests, beam: int, exclude_history: bool = False, withheld: Tensor | None = None
     ) -> Candidates:
-        """Of codes and item head, see `model.fused_ranking`; those of the head alone without a `search` by codes."""
+        """Of codes and item head, see `model.fused_ranking`."""
         assert self.vectors_NE is not None
-        if search:
-            kv, beams = self._search(requests, beam, self.trie)
-        else:
-            kv, beams = self.decoder.eval().encode(requests, self.items), None
+        kv, beams = self._search(requests, beam, self.trie)
         excluded = _seen(requests) if exclude_history else None
         queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
         return find_candidates(
-            self.decoder, self.items, self.vectors_NE, queries_RE, kv, beam, beams, self.trie, excluded, withheld
+            self.decoder, self.items, self.vectors_NE, queries_RE, kv, beams, self.trie, excluded, withheld
         )
+
+    def _best_by_head(
+        self, requests: Requests, kv: ContextKV, k: int, exclude_history: bool, withheld: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The head's best k items, or all there are, and their log-probabilities."""
+        assert self.vectors_NE is not None
+        queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
+        excluded = _seen(requests) if exclude_history else None
+        no_others_R0 = requests.target_items.new_empty(len(requests), 0)
+        width = min(k, len(self.items))
+        return best_by_head(queries_RE, self.vectors_NE, width, no_others_R0, excluded, withheld)[:2]
 
     @torch.no_grad()
     def search(self, requests: Requests, beam: int, free: bool = False) -> Beams:
@@ -92,9 +95,11 @@ class Ranker:
         return self._search(requests, beam, None if free else self.trie)[1]
 
     def _search(self, requests: Requests, beam: int, trie: Trie | None) -> tuple[ContextKV, Beams]:
-        self.decoder.eval()
-        kv = self.decoder.encode(requests, self.items)
+        kv = self._encode(requests)
         return kv, beam_search(self.decoder, kv, trie, beam)
+
+    def _encode(self, requests: Requests) -> ContextKV:
+        return self.decoder.eval().encode(requests, self.items)
 
 
 def best_of(found: Candidates, scores_RC: Tensor, k: int) -> Ranking:

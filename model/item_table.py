@@ -1,4 +1,4 @@
-"""What the model knows of each item of a catalogue: codes, author and tags as places in embedding tables.
+"""What the model reads of each item of a catalogue: its id, and codes, author and tags as places in embedding tables.
 
 The table is data and no part of the weights: a model trained on one catalogue ranks over any later one of the same
 codebook. Its last row stands for an item that the catalogue does not know; the dense index -1 leads there.
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MAX_TAGS = 3
+NO_ID = torch.iinfo(torch.int64).max  # of a row that no item has yet; ids in use are below
 _MIX = -7046029254386353131  # 2^64 / golden ratio as int64: spreads consecutive ids
 
 
@@ -23,7 +24,7 @@ class ItemTable:
     codes: Tensor  # int64 [N + 1, L]; K in the last row
     authors: Tensor  # int64 [N + 1], 1 + bucket; 0 unknown
     tags: Tensor  # int64 [N + 1, MAX_TAGS], 1 + bucket; 0 none
-    ids: Tensor  # int64 [N + 1], 1 + bucket of the item's own id; 0 unknown
+    ids: Tensor  # int64 [N + 1], the items' own; -1 unknown
 
     def __len__(self) -> int:
         return len(self.codes) - 1
@@ -53,10 +54,41 @@ def build_item_table(
         codes=torch.cat([codes.long(), torch.tensor([list(sizes)], device=codes.device)]),
         authors=with_unknown(hashed(authors, buckets)),
         tags=with_unknown(tags),
-        ids=with_unknown(hashed(ids, buckets)),
+        ids=with_unknown(ids, -1),
     )
 
 
-def with_unknown(places: Tensor) -> Tensor:
-    """A row of zeros more, for the item that the catalogue does not know."""
-    return torch.cat([places, places.new_zeros(1, *places.shape[1:])])
+def with_unknown(values: Tensor, unknown: int = 0) -> Tensor:
+    """A row more, for the item that the catalogue does not know."""
+    return torch.cat([values, values.new_full((1, *values.shape[1:]), unknown)])
+
+
+class ItemEmbeddings(nn.Embedding):
+    """Of item ids: `rows` items have a row each, all others share `buckets` rows by a hash, the unknown one has row 0.
+
+    Which items have their own is settled once, before training, and is part of the weights: a later catalogue, and a
+    training that goes on, find every item where it was.
+    """
+
+    own_ids: Tensor
+
+    def __init__(self, rows: int, buckets: int, width: int) -> None:
+        super().__init__(1 + buckets + rows, width)
+        self.buckets = buckets
+        self.register_buffer("own_ids", torch.full((rows,), NO_ID), persistent=rows > 0)  # int64 [rows], ascending
+
+    def give_rows(self, ids: Tensor) -> None:
+        """To the items of these distinct ids (int64), `rows` at most, and to no others."""
+        self.own_ids.fill_(NO_ID)
+        self.own_ids[: len(ids)] = ids.sort().values
+
+    def places(self, ids: Tensor) -> Tensor:
+        """The row of each id (int64, -1 unknown)."""
+        shared = hashed(ids, self.buckets)
+        if not len(self.own_ids):
+            return shared
+        own = torch.searchsorted(self.own_ids, ids).clamp(max=len(self.own_ids) - 1)
+        return torch.where(self.own_ids[own] == ids, 1 + self.buckets + own, shared)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(self.places(ids))

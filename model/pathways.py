@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.item_table import ItemTable, hashed
+from model.item_table import ItemEmbeddings, ItemTable, hashed
 from model.layout import Tokens, ages
 from model.requests import Events, Requests, row_of, select_rows
 from schemas.feedback import NUM_BITS
@@ -60,7 +60,7 @@ class EventFields(nn.Module):
         self.authors = hashed_table() if "author" in fields else None
         self.tags = hashed_table(padding_idx=0) if "tags" in fields else None
         self.feedback = nn.Linear(NUM_BITS, width) if "feedback" in fields else None
-        self.items = hashed_table() if "item" in fields else None
+        self.items = ItemEmbeddings(config.item_rows, config.hash_buckets, width) if "item" in fields else None
         self.register_buffer("bits", 1 << torch.arange(NUM_BITS), persistent=False)
         self.large_width = width * sum(part is not None for part in (self.authors, self.tags, self.feedback, self.items))
         for table in (self.small, self.authors, self.tags, self.items):

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.item_table import ItemTable, hashed, with_unknown
+from model.item_table import ItemTable, with_unknown
 from model.ranker import Ranker
 from model.trie import Trie
 from pipelines.catalogue import Catalogue
@@ -99,8 +99,8 @@ def load_bundle(folder: str | Path) -> Bundle:
         codebook_version=manifest["codebook_version"],
         sizes=decoder.sizes,
     )
-    ids = with_unknown(hashed(tensors["item_ids"], decoder.config.hash_buckets))
-    items = ItemTable(**{name: tensors[f"field_{name}"] for name in ("codes", "authors", "tags")}, ids=ids)
+    fields = {name: tensors[f"field_{name}"] for name in ("codes", "authors", "tags")}
+    items = ItemTable(**fields, ids=with_unknown(tensors["item_ids"], -1))
     trie = build_trie(catalogue)
     stored = tensors_of(folder / "trie.safetensors")
     if any(not torch.equal(stored[name], tensor) for name, tensor in trie_tensors(trie).items()):

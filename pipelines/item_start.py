@@ -1,9 +1,12 @@
-"""Where the embeddings of item ids start: at their items' vectors, turned to their principal axes and cut or filled to the
-model's width, as long as random ones on average. What `embed` knows of items that were liked together need not be learned
-again, and an item with few events starts beside its neighbours."""
+"""The table of item ids before training: which items have rows of their own, and where their embeddings start.
+
+They may start at their items' vectors, turned to their principal axes and cut or filled to the model's width, as long as
+random ones on average. What `embed` knows of items that were liked together need not be learned again, and an item with few
+events starts beside its neighbours."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,12 +14,25 @@ from model.decoder import Decoder
 from model.item_table import ItemTable
 from model.pathways import INIT_STD
 from pipelines.catalogue import Catalogue
+from pipelines.evaluation_data import EvaluationData
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_arrow
+from pipelines.training_data import TrainingData
 from schemas.calendar import Calendar
+from schemas.feedback import mask_of
 from schemas.lake import Lake
 
 VECTORS = "item_embeddings"
+
+
+def items_with_rows(data: TrainingData, rows: int) -> Tensor:
+    """int64 [M], ids: all items of the catalogue, or of more than `rows` those of the most train positives."""
+    ids = data.catalogue.item_ids
+    if len(ids) > rows:
+        mask = mask_of(data.config.targets.positive)
+        known = EvaluationData(data.lake, data.stream.version, data.catalogue, data.roles, data.calendar, mask)
+        ids = ids[np.argsort(-known.train_positives().counts, kind="stable")[:rows]]
+    return torch.from_numpy(np.array(ids))
 
 
 def vectors_of(lake: Lake, version: int, catalogue: Catalogue, calendar: Calendar) -> tuple[Tensor, Tensor]:
@@ -30,7 +46,7 @@ def vectors_of(lake: Lake, version: int, catalogue: Catalogue, calendar: Calenda
 
 @torch.no_grad()
 def start_at_vectors(decoder: Decoder, items: ItemTable, known_M: Tensor, vectors_MW: Tensor) -> None:
-    """`known_M` are dense items; those of one bucket start at their mean, and a bucket of none stays as it is."""
+    """`known_M` are dense items; those that share a row start at their mean, and a row of none stays as it is."""
     table = decoder.context.fields.items
     assert table is not None
     if not len(known_M):
@@ -40,9 +56,9 @@ def start_at_vectors(decoder: Decoder, items: ItemTable, known_M: Tensor, vector
     turned_MA = vectors_MW @ _axes(vectors_MW)[:, :width]
     start_ME[:, : turned_MA.shape[1]] = turned_MA
     start_ME *= INIT_STD * width**0.5 / start_ME.square().sum(1).mean().sqrt().clamp(min=1e-12)
-    buckets_M = items.ids.cpu()[known_M]
-    counts = torch.bincount(buckets_M, minlength=table.num_embeddings)[:, None]
-    means = torch.zeros(table.num_embeddings, width).index_add_(0, buckets_M, start_ME) / counts.clamp(min=1)
+    rows_M = table.places(items.ids)[known_M.to(items.ids.device)].cpu()
+    counts = torch.bincount(rows_M, minlength=table.num_embeddings)[:, None]
+    means = torch.zeros(table.num_embeddings, width).index_add_(0, rows_M, start_ME) / counts.clamp(min=1)
     table.weight.copy_(torch.where(counts > 0, means, table.weight.cpu()))
 
 

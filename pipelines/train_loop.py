@@ -37,7 +37,7 @@ from pipelines.checkpoints import load_model, newest_state, refuse_other_codeboo
 from pipelines.descent import Descent, sparse_tables
 from pipelines.devices import random_state, require_compiler, set_random_state, worker_device
 from pipelines.example_stream import Batch, Position
-from pipelines.item_start import VECTORS, start_at_vectors, vectors_of
+from pipelines.item_start import VECTORS, items_with_rows, start_at_vectors, vectors_of
 from pipelines.run_artifacts import CHECKPOINTS, RunArtifacts
 from pipelines.training_data import TrainingData, open_data
 from pipelines.training_state import averaged, gathered, replicated, restore_training, shard, training_tensors
@@ -136,9 +136,8 @@ class Training:
             initial, description = load_model(settings["initial"])
             refuse_other_codebook(Path(settings["initial"]), description, data.catalogue.codebook_version)
             self.decoder.load_state_dict(initial.state_dict())
-        elif starts_at_vectors(self.config):
-            found = vectors_of(data.lake, settings["pins"][VECTORS], data.catalogue, data.calendar)
-            start_at_vectors(self.decoder, data.items, *found)
+        else:
+            self._start_items()
         if self.decoder.item_head is not None:
             self.further = (*self.further, ITEM_LOSS)
         self.model: nn.Module = self.decoder
@@ -161,6 +160,14 @@ class Training:
         self.peak = peak_rate(self.device, torch.bfloat16 if train.precision == "bfloat16" else torch.float32)
         self.meter = self._meter()
         self.said = time.perf_counter()
+
+    def _start_items(self) -> None:
+        table, data = self.decoder.context.fields.items, self.data
+        if table is not None and len(table.own_ids):
+            table.give_rows(items_with_rows(data, len(table.own_ids)))
+        if starts_at_vectors(self.config):
+            found = vectors_of(data.lake, self.settings["pins"][VECTORS], data.catalogue, data.calendar)
+            start_at_vectors(self.decoder, data.items, *found)
 
     def result(self) -> Decoder:
         """What is validated and saved, whole on the first worker. Every worker must ask for it."""

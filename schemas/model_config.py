@@ -58,6 +58,7 @@ class ModelConfig:
     lifelong_queries: int = later(0)  # of a QFormer that makes a token each of them; 0: a token a representative
     lifelong_blocks: int = later(2)  # of that QFormer
     hash_buckets: int = 20_000  # of authors, tags and attributes, and of items where `fields` names them
+    item_rows: int = later(0)  # the most engaged items, with a row each in the table of item ids; others share hash_buckets
     item_head: bool = later(False)  # scores every item directly, too; see model/item_head.py
     item_head_codes: bool = later(True)  # an item's vector is its id's and its codes', not its id's alone
     dropout: float = 0.1
@@ -77,6 +78,9 @@ class ModelConfig:
         require(self.d_model % self.heads == 0, "model.heads", "must divide d_model")
         require(self.heads % self.g_kv == 0, "model.g_kv", "must divide heads")
         require(len(set(self.fields)) == len(self.fields), "model.fields", "must name each field once")
+        require(self.item_rows >= 0, "model.item_rows", "must be at least 0")
+        read = not self.item_rows or "item" in self.fields
+        require(read, "model.item_rows", "needs `item` among model.fields: nothing else reads item ids")
         tied = not self.item_head or "item" in self.fields
         require(tied, "model.item_head", "needs `item` among model.fields: its vectors are those of the context")
         require(1 <= self.l_kv <= self.layers, "model.l_kv", "must lie between 1 and layers")

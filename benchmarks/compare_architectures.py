@@ -16,7 +16,7 @@ import os
 from dataclasses import replace
 
 from benchmarks.architectures import core, system_of
-from benchmarks.comparison import Change, Comparison, changed, main
+from benchmarks.comparison import Change, Comparison, main, seeded
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import ModelConfig
@@ -40,10 +40,6 @@ def row(system: str, context: int) -> Change:
         return replace(config, model=model)
 
     return change
-
-
-def seeded(change: Change, value: int) -> Change:
-    return lambda config: changed("train", seed=value)(change(config))
 
 
 ROWS = {

@@ -10,6 +10,8 @@ shared      items that share their codes with another one before ranks tell them
 loss        validation loss a code; "not trained" where it is not 10 % below the entropy of the codes of train positives
 parameters  of the model, tables included
 MFLOP       forward and backward of a target in training, by model/flops.py
+TFLOP       of the whole training
+targets     that bore a loss, in thousands; one of two epochs counts twice
 seconds     of the whole row
 
 Choices are made on the validation days; the test days are there to read. Rows are kept as they come in benchmarks/out,
@@ -54,11 +56,11 @@ Row = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Comparison:
-    """`systems` are rows by name, beside the configuration's own; `shared` are the stages that all rows have in common,
-    `made` those that a row makes for itself before it trains."""
+    """`systems` are rows by name, beside the configuration's own, or what makes them from its figures; `shared` are the
+    stages that all rows have in common, `made` those that a row makes for itself before it trains."""
 
     name: str
-    systems: Mapping[str, Change]
+    systems: Mapping[str, Change] | Callable[[Row], Mapping[str, Change]]
     shared: tuple[StageSpec, ...]
     made: tuple[StageSpec, ...]
     columns: tuple[str, ...] = ("loss", "parameters", "MFLOP", "seconds")
@@ -67,6 +69,11 @@ class Comparison:
 def changed(section: str, **settings: Any) -> Change:
     """Other settings of a section of the configuration."""
     return lambda config: replace(config, **{section: replace(getattr(config, section), **settings)})
+
+
+def seeded(change: Change, value: int) -> Change:
+    """The same with another seed of training."""
+    return lambda config: changed("train", seed=value)(change(config))
 
 
 def main(comparison: Comparison, page: str) -> None:
@@ -82,9 +89,8 @@ def main(comparison: Comparison, page: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     calendar = prepare(config, comparison.shared)
     rows: dict[str, Row] = {}
-    for system, change in ({OWN: lambda own: own} | dict(comparison.systems)).items():
-        if options.only and system not in (OWN, *options.only):
-            continue
+
+    def measure(system: str, change: Change) -> None:
         file = folder / f"{config.name}-{system.replace(': ', '-').replace(', ', '-').replace(' ', '_')}.npz"
         settings = digest(to_mapping(change(config), identity=True))
         row = None if options.fresh else kept(file, settings)
@@ -95,6 +101,12 @@ def main(comparison: Comparison, page: str) -> None:
         print(f"\n{config.name}, {system}", flush=True)
         for role in ROLES:
             print("\n".join(["", *table(rows, role, comparison.columns)]), flush=True)
+
+    measure(OWN, lambda own: own)
+    systems = comparison.systems
+    for system, change in (systems(rows[OWN]) if callable(systems) else systems).items():
+        if not options.only or system in options.only:
+            measure(system, change)
 
 
 def measured(config: Config, calendar: Calendar, made: tuple[StageSpec, ...]) -> dict[str, np.ndarray]:
@@ -139,11 +151,13 @@ def training_figures(model: Path) -> dict[str, np.ndarray]:
     history = json.loads((model / "history.json").read_text())
     losses = [row["validation_loss"] for row in history if "validation_loss" in row]
     reports = [row for row in history if "flops" in row]
-    work = sum(row["flops"] for row in reports) / max(sum(row["targets"] for row in reports), 1)
+    work, targets = sum(row["flops"] for row in reports), sum(row["targets"] for row in reports)
     parameters = json.loads((model / "model.json").read_text())["parameters"]
     return {
         "loss": np.array(losses[-1] if losses else np.nan),
-        "MFLOP": np.array(work / 1e6),
+        "MFLOP": np.array(work / max(targets, 1) / 1e6),
+        "TFLOP": np.array(work / 1e12),
+        "targets": np.array(targets / 1e3),
         "parameters": np.array(parameters),
     }
 
@@ -192,4 +206,4 @@ def shown(row: Row, column: str) -> str:
         return f"{100 * value:.2f} %"
     if column == "loss":
         return f"{value:.4f}" + ("" if value < TRAINED * float(row["entropy"]) else ", not trained")
-    return f"{value:,.1f}" if column == "MFLOP" else f"{value:,.0f}"
+    return f"{value:,.1f}" if column.endswith("FLOP") else f"{value:,.0f}"

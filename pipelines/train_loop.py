@@ -154,7 +154,7 @@ class Training:
             self.decoder.compile_blocks()
         self.best = Best()
         torch.manual_seed(train.seed + 1 + rank)  # dropout
-        self.step, self.pending = 0, 0
+        self.step, self.pending, self.spent = 0, 0, 0.0  # operations
         self.position = Position(data.stream.version)
         self.history: list[dict[str, float]] = []
         self.peak = peak_rate(self.device, torch.bfloat16 if train.precision == "bfloat16" else torch.float32)
@@ -177,7 +177,7 @@ class Training:
 
     def run(self) -> None:
         self._resume()
-        if not self._is_enough():  # a run that was killed after its last epoch has had enough
+        if not (self._is_spent() or self._is_enough()):  # a run that was killed after its last epoch has had enough
             self._epochs()
         self._report(final=True)
         self._checkpoint()
@@ -189,13 +189,13 @@ class Training:
         for batch in self._timed(self.data.stream.batches(self.position)):
             if not self._train(batch):
                 continue
-            if batch.ends_epoch:
-                self._validate(batch.after.epoch)
+            if batch.ends_epoch or self._is_spent():
+                self._validate(batch.after.epoch + (not batch.ends_epoch))
             if self.step % self.config.train.checkpoint_steps == 0:
                 self._checkpoint()
             if self.settings.get("failpoint"):
                 self.settings["failpoint"](self.step)
-            if batch.ends_epoch and self._is_enough():
+            if self._is_spent() or (batch.ends_epoch and self._is_enough()):
                 return
 
     def _save(self, result: Decoder) -> None:
@@ -231,7 +231,9 @@ class Training:
         self.meter.nll_L += step.nll_L
         self.meter.further += step.further
         self.meter.targets += step.targets
-        self.meter.flops += self._flops(batch.requests)
+        flops = self._flops(batch.requests)
+        self.meter.flops += flops / self.world
+        self.spent += flops
         if ends_step:
             self._descend(batch)
         return ends_step
@@ -245,14 +247,15 @@ class Training:
 
     def _descend(self, batch: Batch) -> None:
         settings = self.config.train
-        rate = settings.learning_rate * schedule(self.step, batch.progress, settings.warmup_steps)
+        progress = max(batch.progress, self._spent_share())
+        rate = settings.learning_rate * schedule(self.step, progress, settings.warmup_steps)
         self.meter.norms.append(self.descent.step(rate))
         self._balance()
         if self.average:
             self.average.update_parameters(self.decoder)
         self.step, self.pending, self.position = self.step + 1, 0, batch.after
         if self.step % settings.min_log_interval == 0:
-            self._report(batch.progress, rate)
+            self._report(progress, rate)
 
     def _balance(self) -> None:
         """Evens the experts' load out, by that of all workers."""
@@ -263,12 +266,20 @@ class Training:
             part.balance(part.load)
 
     def _flops(self, requests: Requests) -> float:
-        """Forward and backward of this worker's share, at the batch's mean lengths."""
+        """Forward and backward of a whole batch, at its mean lengths."""
         rows, targets = len(requests), len(requests.target_items)
         context = int(context_tokens(requests, self.config.model, self.data.engaged_mask).sum()) / rows
         read, items = len(requests.lifelong_items) / rows, len(self.items)
         work = forward_flops(self.config.model, self.decoder.sizes, context, targets / rows, rows, read, items)
-        return FORWARD_AND_BACKWARD * work.total / self.world
+        return FORWARD_AND_BACKWARD * work.total
+
+    def _spent_share(self) -> float:
+        """What part of the budget of operations is spent; 0 without one."""
+        budget = 1e12 * self.config.train.budget_tflop
+        return min(1.0, self.spent / budget) if budget else 0.0
+
+    def _is_spent(self) -> bool:
+        return self._spent_share() == 1
 
     def objective(self, batch: Batch) -> Step:
         mine, weight = share(batch.requests, self.rank, self.world)
@@ -361,7 +372,7 @@ class Training:
             sums = (self.meter.nll_L.tolist(), self.meter.further.tolist())
             meter = {"nll": sums[0], "further": sums[1], "targets": self.meter.targets}
             state = {"step": self.step, "position": self.position.as_dict(), "history": self.history, "meter": meter}
-            state |= {"best": dataclasses.asdict(self.best)}
+            state |= {"best": dataclasses.asdict(self.best), "spent": self.spent}
             saved = save_state(self.folder / CHECKPOINTS, self.step, tensors, state)
             if self.artifacts:
                 self.artifacts.log_state(saved)
@@ -385,7 +396,7 @@ class Training:
         tensors, state = found
         restore_training(tensors, self.decoder, self.descent.optimizers, self.average)
         self.step, self.history, self.best = state["step"], state["history"], Best(**state["best"])
-        self.position = Position(**state["position"])
+        self.position, self.spent = Position(**state["position"]), state.get("spent", 0.0)
         meter = state["meter"]
         self.meter.nll_L, self.meter.targets = torch.tensor(meter["nll"], device=self.device), meter["targets"]
         self.meter.further = torch.tensor(meter["further"], device=self.device)

@@ -311,6 +311,9 @@ class TrainConfig:
     item_start: Literal["random", "vectors"] = later("random")  # of the embeddings of item ids; see pipelines/item_start.py
     label_smoothing: float = 0.0
     item_loss: float = later(1.0)  # weight of the item head's loss beside that of the codes
+    budget_tflop: float = later(
+        0.0
+    )  # of forward and backward passes, after which training ends before its epochs do; 0: none
     accumulate: int = 1  # batches a step, within an epoch
     precision: Literal["float32", "bfloat16"] = "float32"  # of products of matrices; weights and sums stay float32
     average: float = 0.0  # decay a step of the weights' moving average, which is then what counts; 0: none
@@ -328,6 +331,7 @@ class TrainConfig:
     keep_checkpoints: int = resource(0)  # newest training states among the artifacts of the MLflow run; 0: no weights there
 
     def __post_init__(self) -> None:
+        require(self.budget_tflop >= 0, "train.budget_tflop", "must be at least 0")
         require(self.accumulate >= 1, "train.accumulate", "must be at least 1")
         require(0 <= self.average < 1, "train.average", "must be at least 0 and below 1")
         apart = not (self.shard and self.average)

@@ -249,6 +249,30 @@ def test_patience_ends_the_run_with_the_best_epochs_weights(small_lake, ray_modu
     assert all(torch.equal(a, b) for a, b in zip(best.parameters(), got.parameters(), strict=True))
 
 
+def test_a_budget_of_operations_ends_training_amid_an_epoch(small_lake, ray_module, tmp_path) -> None:
+    def history(name: str, config: Config, **more: object) -> list[dict[str, float]]:
+        train(settings_for(small_lake, tmp_path / name, config, **more))
+        return json.loads((tmp_path / name / "history.json").read_text())
+
+    def kill(step: int) -> None:
+        if step == 7:
+            raise Killed
+
+    epoch = sum(row.get("flops", 0.0) for row in history("epoch", with_train(epochs=1)))
+    config = with_train(epochs=50, budget_tflop=1.4 * epoch / 1e12, min_log_interval=1)
+    found = history("unbroken", config)
+    steps = [row for row in found if "flops" in row]
+    spent = np.cumsum([row["flops"] for row in steps])
+    assert spent[-2] < 1.4 * epoch <= spent[-1]
+    assert steps[-1]["learning_rate"] < 0.1 * max(row["learning_rate"] for row in steps)
+    assert [row["step"] for row in found if "validation_loss" in row][-1] == steps[-1]["step"]
+    with pytest.raises(Killed):
+        history("killed", config, failpoint=kill)
+    assert [row["step"] for row in history("killed", config)] == [row["step"] for row in found]
+    wanted, got = weights(tmp_path / "unbroken"), weights(tmp_path / "killed")
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+
+
 def test_experts_are_balanced_as_they_train(small_lake, ray_module, tmp_path) -> None:
     train(settings_for(small_lake, tmp_path, replace(EVERYTHING, train=replace(EVERYTHING.train, precision="bfloat16"))))
     decoder, _ = load_model(tmp_path)

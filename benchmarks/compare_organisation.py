@@ -1,0 +1,56 @@
+"""The organisers of OneRec-V2's Figure 3 at equal compute: what a longer slice, or every item's loss anew, costs and saves.
+
+The configuration's own row (`newest_only`, slices of a request) trains for its epochs. Every other row organises the train
+days in its own way and may spend as many operations, whatever part of an epoch or how many epochs that makes. Later days are
+organised alike in all rows, so validation and test ask for the same; split.by must be `days`. See benchmarks/comparison.py.
+
+    python -m benchmarks.compare_organisation --config conf/kuairand.yaml [--set KEY=VALUE] [--only ROW] [--fresh]
+
+FULL=1 adds two further seeds of every row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.comparison import Change, Comparison, Row, main, seeded
+from schemas.config import Config
+from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
+
+FULL = os.environ.get("FULL") == "1"
+EPOCHS = 1000  # more than any budget is for
+ORGANISERS: dict[str, dict[str, Any]] = {
+    "newest only, hour": {"organiser": "newest_only", "slice": "hour"},
+    "newest only, day": {"organiser": "newest_only", "slice": "day"},
+    "user-centric": {"organiser": "user_centric"},
+    "naive": {"organiser": "naive"},
+}
+
+
+def row(settings: dict[str, Any], budget_tflop: float) -> Change:
+    def change(config: Config) -> Config:
+        train = replace(config.train, epochs=EPOCHS, budget_tflop=budget_tflop)
+        return replace(config, organise=replace(config.organise, **settings), train=train)
+
+    return change
+
+
+def systems(own: Row) -> Mapping[str, Change]:
+    rows = {name: row(settings, float(own["TFLOP"])) for name, settings in ORGANISERS.items()}
+    seeds = {f"{name}, seed {seed}": seeded(each, seed) for name, each in rows.items() for seed in (1, 2)}
+    return rows | (seeds if FULL else {})
+
+
+COMPARISON = Comparison(
+    "organisation",
+    systems,
+    shared=(SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE),
+    made=(ORGANISE,),
+    columns=("loss", "targets", "MFLOP", "TFLOP", "seconds"),
+)
+
+if __name__ == "__main__":
+    main(COMPARISON, __doc__)

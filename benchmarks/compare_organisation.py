@@ -1,8 +1,9 @@
 """The organisers of OneRec-V2's Figure 3 at equal compute: what a longer slice, or every item's loss anew, costs and saves.
 
 The configuration's own row (`newest_only`, slices of a request) trains for its epochs. Every other row organises the train
-days in its own way and may spend as many operations, whatever part of an epoch or how many epochs that makes. Later days are
-organised alike in all rows, so validation and test ask for the same; split.by must be `days`. See comparison.py.
+days in its own way and may spend as many operations, whatever part of an epoch or how many epochs that makes. Later days
+are organised alike in all rows, so validation and test ask for the same; split.by must be `days`. See
+benchmarks/comparison.py.
 
     python -m benchmarks.compare_organisation --config conf/kuairand.yaml [--set KEY=VALUE] [--only ROW] [--fresh]
 

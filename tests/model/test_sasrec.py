@@ -76,6 +76,22 @@ def test_chunked_loss_equals_cross_entropy_in_value_and_gradient(seed, predictio
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
+def test_a_rounded_chunked_loss_is_that_of_rounded_factors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(rows, 16, generator=generator).bfloat16().float().requires_grad_() for rows in (300, 50)
+    )  # products of such numbers are rounded, the factors are not
+    labels = torch.randint(0, 50, (300,), generator=generator)
+    expected = F.cross_entropy(hidden @ weight.T, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = chunked_cross_entropy(hidden, weight, labels)
+    assert found.dtype == torch.float32 and found != expected
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0.0)
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    for got, want in zip(torch.autograd.grad(found, (hidden, weight)), wanted, strict=True):
+        assert (got - want).norm() < 0.02 * want.norm()
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 9), st.integers(1, 50))
 def test_windows_predict_every_positive_but_a_users_first_exactly_once(lengths, length, predictions):

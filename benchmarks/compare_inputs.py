@@ -18,11 +18,14 @@ from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import MoeConfig
 
 FULL = os.environ.get("FULL") == "1"
+ITEM_ROWS = 20_000  # the most engaged items
 
 
 def with_items(config: Config) -> Config:
     """The context shows the item's own id, too."""
-    return config if "item" in config.model.fields else changed("model", fields=("item", *config.model.fields))(config)
+    if "item" in config.model.fields:
+        return config
+    return changed("model", fields=("item", *config.model.fields), item_rows=ITEM_ROWS)(config)
 
 
 def with_head(config: Config) -> Config:
@@ -32,6 +35,11 @@ def with_head(config: Config) -> Config:
 
 def head_at_vectors(config: Config) -> Config:
     return changed("train", item_start="vectors")(with_head(config))
+
+
+def head_without_codes(config: Config) -> Config:
+    """An item's vector is its own alone."""
+    return changed("model", item_head_codes=False)(head_at_vectors(config))
 
 
 def experts(config: Config) -> Config:
@@ -46,6 +54,7 @@ ROWS: dict[str, Change] = {
     "context: codes and item ids": with_items,
     "head: items, too": with_head,
     "head: items, too, from vectors": head_at_vectors,
+    "head: items, too, from vectors, without codes": head_without_codes,
     "codes: 64": changed("tokenize", codes=64),
     "codes: 1024": changed("tokenize", codes=1024),
     "levels: 2": changed("tokenize", levels=2),

@@ -25,6 +25,7 @@ from model.attention import Pair, QueryLayout, target_layout
 from model.context import Context
 from model.context_processor import ContextKV
 from model.item_head import ItemHead, item_vectors
+from model.item_memory import Recalled
 from model.item_table import ItemTable
 from model.norm import RMSNorm
 from model.pathways import INIT_STD
@@ -130,6 +131,15 @@ class Decoder(nn.Module, ABC):
         assert self.item_head is not None
         index, offsets = self.context.positive.select(requests)
         return self.item_head.liked(requests.history_items[index], offsets, vectors_NE)
+
+    def recalled(self, requests: Requests, items: ItemTable) -> Recalled | None:
+        """What the item head's memory, where it has one, holds for the items of the positive pathway."""
+        table = self.context.fields.items
+        if self.item_head is None or self.item_head.memory is None or table is None:
+            return None
+        index, offsets = self.context.positive.select(requests)
+        rows_N = table.own_rows(items.ids)
+        return self.item_head.memory.recall(rows_N[items.place(requests.history_items[index])], offsets, rows_N[:-1])
 
     def item_queries(self, requests: Requests, kv: ContextKV, vectors_NE: Tensor) -> Tensor:
         """[R, E]: by the item head, before the first code."""

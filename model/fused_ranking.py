@@ -17,6 +17,7 @@ from model.attention import QueryLayout
 from model.beam import NEVER, Beams, at_places, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder, code_nll
+from model.item_memory import Recalled
 from model.item_table import ItemTable
 from model.nearest import blocks
 from model.trie import Trie
@@ -38,6 +39,7 @@ def find_candidates(
     items: ItemTable,
     vectors_NE: Tensor,
     queries_RE: Tensor,
+    recalled: Recalled | None,
     kv: ContextKV,
     beams: Beams,
     trie: Trie,
@@ -48,7 +50,7 @@ def find_candidates(
     `rank_items`."""
     width = min(beams.scores.shape[1], len(vectors_NE))
     found_RW, _, origin_RW = rank_items(beams, trie, width, excluded, withheld)
-    best_RC, best_log_RC, found_log_RW = best_by_head(queries_RE, vectors_NE, width, found_RW, excluded, withheld)
+    best_RC, best_log_RC, found_log_RW = best_by_head(queries_RE, vectors_NE, recalled, width, found_RW, excluded, withheld)
     found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)
     found_codes_RWL = at_places(beams.log_probs, torch.where(found_RW < 0, -1, origin_RW))
     best_codes_RCL = code_log_probs(decoder, items, kv, best_RC)
@@ -62,6 +64,7 @@ def find_candidates(
 def best_by_head(
     queries_RE: Tensor,
     vectors_NE: Tensor,
+    recalled: Recalled | None,
     width: int,
     also_RW: Tensor,
     excluded: tuple[Tensor, Tensor] | None,
@@ -71,6 +74,8 @@ def best_by_head(
     best, best_log, also_log = [], [], []
     for s in blocks(len(queries_RE), len(vectors_NE), SCORES):
         log_BN = torch.log_softmax(queries_RE[s] @ vectors_NE.T, dim=1)
+        if recalled is not None:
+            log_BN = recalled.mixed(log_BN, s.start)
         also_log.append(log_BN.gather(1, also_RW[s].clamp(min=0)))
         if excluded is not None:
             here = (excluded[0] >= s.start) & (excluded[0] < s.stop)

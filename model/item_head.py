@@ -6,7 +6,7 @@ has met has their vector; without, items of few events are told apart better.
 The newest engaged items' own vectors, weighed by learned weights of their ages, join the query without passing the blocks
 (as in FISM, Kabbur et al., 2013): few data suffice to learn that what was liked together is liked next.
 Trained by full softmax over the catalogue beside the codes. `share` is the weight of the item's log-probability where
-`model.fused_ranking` adds the two; training sets it by validation.
+`model.fused_ranking` adds the two; training sets it by validation. `model.item_memory` may join the head in rankings.
 Shapes: R requests, T targets, N items, E = embed_dim, D = d_model.
 """
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.chunked_cross_entropy import chunked_cross_entropy
+from model.item_memory import ItemMemory
 from model.item_table import ItemTable
 from model.layout import ages
 from model.norm import RMSNorm
@@ -41,6 +42,7 @@ class ItemHead(nn.Module):
         self.recent = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
         nn.init.eye_(self.recent.weight)
         self.dropout = nn.Dropout(config.dropout)
+        self.memory = ItemMemory(config.item_rows, config.item_neighbours) if config.item_neighbours else None
         self.register_buffer("share", torch.tensor(0.5))
 
     def liked(self, engaged_M: Tensor, offsets: Tensor, vectors_NE: Tensor) -> Tensor:

@@ -90,5 +90,9 @@ class ItemEmbeddings(nn.Embedding):
         own = torch.searchsorted(self.own_ids, ids).clamp(max=len(self.own_ids) - 1)
         return torch.where(self.own_ids[own] == ids, 1 + self.buckets + own, shared)
 
+    def own_rows(self, ids: Tensor) -> Tensor:
+        """Which of the `rows` rows is each id's own (int64, -1 none)."""
+        return (self.places(ids) - 1 - self.buckets).clamp(min=-1)
+
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(self.places(ids))

@@ -75,7 +75,16 @@ class Ranker:
         excluded = _seen(requests) if exclude_history else None
         queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
         return find_candidates(
-            self.decoder, self.items, self.vectors_NE, queries_RE, kv, beams, self.trie, excluded, withheld
+            self.decoder,
+            self.items,
+            self.vectors_NE,
+            queries_RE,
+            self.decoder.recalled(requests, self.items),
+            kv,
+            beams,
+            self.trie,
+            excluded,
+            withheld,
         )
 
     def _best_by_head(
@@ -87,7 +96,8 @@ class Ranker:
         excluded = _seen(requests) if exclude_history else None
         no_others_R0 = requests.target_items.new_empty(len(requests), 0)
         width = min(k, len(self.items))
-        return best_by_head(queries_RE, self.vectors_NE, width, no_others_R0, excluded, withheld)[:2]
+        recalled = self.decoder.recalled(requests, self.items)
+        return best_by_head(queries_RE, self.vectors_NE, recalled, width, no_others_R0, excluded, withheld)[:2]
 
     @torch.no_grad()
     def search(self, requests: Requests, beam: int, free: bool = False) -> Beams:

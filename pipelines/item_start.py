@@ -14,12 +14,10 @@ from model.decoder import Decoder
 from model.item_table import ItemTable
 from model.pathways import INIT_STD
 from pipelines.catalogue import Catalogue
-from pipelines.evaluation_data import EvaluationData
 from pipelines.item_vectors import matrix_of
 from pipelines.ray_tables import read_arrow
 from pipelines.training_data import TrainingData
 from schemas.calendar import Calendar
-from schemas.feedback import mask_of
 from schemas.lake import Lake
 
 VECTORS = "item_embeddings"
@@ -29,9 +27,7 @@ def items_with_rows(data: TrainingData, rows: int) -> Tensor:
     """int64 [M], ids: all items of the catalogue, or of more than `rows` those of the most train positives."""
     ids = data.catalogue.item_ids
     if len(ids) > rows:
-        mask = mask_of(data.config.targets.positive)
-        known = EvaluationData(data.lake, data.stream.version, data.catalogue, data.roles, data.calendar, mask)
-        ids = ids[np.argsort(-known.train_positives().counts, kind="stable")[:rows]]
+        ids = ids[np.argsort(-data.train_positives().counts, kind="stable")[:rows]]
     return torch.from_numpy(np.array(ids))
 
 

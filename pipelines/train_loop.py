@@ -48,7 +48,7 @@ from schemas.lineage import starts_at_vectors
 SAY_SECONDS = 10.0
 HISTORY = "history.json"
 BEST, MODEL = "best", "model"
-ITEM_LOSS, ITEM_SHARE = "item_loss", "item_share"
+ITEM_LOSS, ITEM_SHARE, ITEM_MEMORY = "item_loss", "item_share", "item_memory"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -202,6 +202,8 @@ class Training:
         if self.config.train.patience and self.best.epoch:
             best, _ = load_model(self.folder / BEST)
             result = best.to(self.device)
+        if result.item_head is not None and result.item_head.memory is not None:
+            self.history.append({"step": self.step, ITEM_MEMORY: self.validation.fill_memory(result)})
         if result.item_head is not None:
             self.history.append({"step": self.step, ITEM_SHARE: self.validation.choose_share(result)})
         save_model(self.folder, result, self.data.description(result))

@@ -14,10 +14,11 @@ import torch
 
 from model.decoder import Decoder
 from model.item_table import ItemTable
-from model.positives import take_rows
+from model.positives import Positives, take_rows
 from model.requests import Requests
 from pipelines.catalogue import Catalogue, load_catalogue
 from pipelines.collate import ExampleCollate, HistoryLimit, concat_requests
+from pipelines.evaluation_data import EvaluationData
 from pipelines.example_roles import load_roles
 from pipelines.example_stream import TABLE, ExampleStream, empty_requests, read_segment, segments_of
 from pipelines.item_fields import item_table
@@ -49,6 +50,12 @@ class TrainingData:
     @property
     def engaged_mask(self) -> int:
         return mask_of(self.config.sequences.engaged)
+
+    def train_positives(self) -> Positives:
+        """What baselines are fitted on."""
+        mask = mask_of(self.config.targets.positive)
+        known = EvaluationData(self.lake, self.stream.version, self.catalogue, self.roles, self.calendar, mask)
+        return known.train_positives()
 
     def validation(self) -> Requests:
         """At most VALIDATION_SAMPLE requests of the validation role with a known positive; read once."""

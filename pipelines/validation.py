@@ -12,17 +12,21 @@ from torch import Tensor
 from model.decoder import Decoder, code_nll
 from model.fused_ranking import fused_scores
 from model.item_table import ItemTable
+from model.itemknn import ItemKnn
 from model.positives import take_rows
 from model.ranker import Ranker, best_of
 from model.ranking_metrics import ndcg_at, target_ranks
 from model.requests import Requests
 from model.trie import Trie
+from pipelines.baselines import Fitting, fit_itemknn
 from pipelines.bundle import build_trie
 from pipelines.training_data import TrainingData
+from schemas.feedback import mask_of
 
 NDCG = "validation_ndcg"
 RANKED, CUTOFF = 500, 10  # requests that are ranked, and at which place
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MEMORIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # weights of the item head's memory
 
 
 class Validation:
@@ -68,6 +72,32 @@ class Validation:
         if len(requests):
             decoder.item_head.share.fill_(SHARES[int(np.argmax(self._ndcgs(requests, answers)))])
         return float(decoder.item_head.share)
+
+    def fill_memory(self, decoder: Decoder) -> float:
+        """Fills the item head's memory with the neighbours of ItemKNN, fitted on the train positives and tuned as the
+        baseline is; its weight is the one of MEMORIES by which the head ranks best alone. Nothing without requests."""
+        assert decoder.item_head is not None and decoder.item_head.memory is not None
+        table, memory = decoder.context.fields.items, decoder.item_head.memory
+        settings, requests = self.data.config.evaluate, self.data.validation()
+        if not len(requests) or table is None:
+            return float(memory.weight)
+        positives, mask = self.data.train_positives(), mask_of(self.data.config.targets.positive)
+        found = fit_itemknn(Fitting(positives, [requests], mask, settings)).system
+        assert isinstance(found, ItemKnn)
+        memory.fill(found.similarity, found.recency, table.own_rows(self.items.ids[:-1]))
+        ranker, share = Ranker(decoder, self.items, self._trie), decoder.item_head.share.clone()
+        decoder.item_head.share.fill_(1.0)
+
+        def answers(some: Requests) -> list[Tensor]:
+            ranked = []
+            for weight in MEMORIES:
+                memory.weight.fill_(weight)
+                ranked.append(ranker.rank(some, CUTOFF, settings.beam, settings.mask_history))
+            return ranked
+
+        memory.weight.fill_(MEMORIES[int(np.argmax(self._ndcgs(requests, answers)))])
+        decoder.item_head.share.copy_(share)
+        return float(memory.weight)
 
     def _ndcgs(self, requests: Requests, answers: Callable[[Requests], list[Tensor]]) -> list[float]:
         """Of each of the rankings (int64 [R, CUTOFF]) that `answers` gives to a batch of the requests."""

@@ -61,6 +61,9 @@ class ModelConfig:
     item_rows: int = later(0)  # the most engaged items, with a row each in the table of item ids; others share hash_buckets
     item_head: bool = later(False)  # scores every item directly, too; see model/item_head.py
     item_head_codes: bool = later(True)  # an item's vector is its id's and its codes', not its id's alone
+    item_neighbours: int = later(
+        0
+    )  # of an item with a row of its own, in a memory beside the head; see model/item_memory.py
     dropout: float = 0.1
     context_dropout: float = later(0.0)  # of the context's tokens, as they leave the pathways
     moe: MoeConfig = field(default_factory=MoeConfig)
@@ -81,6 +84,9 @@ class ModelConfig:
         require(self.item_rows >= 0, "model.item_rows", "must be at least 0")
         read = not self.item_rows or "item" in self.fields
         require(read, "model.item_rows", "needs `item` among model.fields: nothing else reads item ids")
+        require(self.item_neighbours >= 0, "model.item_neighbours", "must be at least 0")
+        kept = not self.item_neighbours or (self.item_head and self.item_rows > 0)
+        require(kept, "model.item_neighbours", "needs model.item_head and model.item_rows: the memory lies beside the head")
         tied = not self.item_head or "item" in self.fields
         require(tied, "model.item_head", "needs `item` among model.fields: its vectors are those of the context")
         require(1 <= self.l_kv <= self.layers, "model.l_kv", "must lie between 1 and layers")

@@ -79,7 +79,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def losses_of(folder: Path) -> list[tuple[int, float]]:
     rows = json.loads((folder / "history.json").read_text())
-    names = ("loss", "validation_loss", "item_share")
+    names = ("loss", "validation_loss", "item_share", "item_memory")
     return [(row["step"], next(row[name] for name in names if name in row)) for row in rows]
 
 
@@ -150,8 +150,9 @@ EVERYTHING = with_lifelong(
     with_train(accumulate=2, average=0.8, patience=2, recompute=True), lifelong_length=4, lifelong_queries=2
 )
 FIELDS = ("item", *EVERYTHING.model.fields)
+HEAD = {"item_head": True, "item_rows": 20, "item_neighbours": 6}
 EXPERTS = MoeConfig(experts=4, active=2, width=8, first_dense=1, speed=0.1)
-EVERYTHING = replace(EVERYTHING, model=replace(EVERYTHING.model, moe=EXPERTS, fields=FIELDS, item_head=True))
+EVERYTHING = replace(EVERYTHING, model=replace(EVERYTHING.model, moe=EXPERTS, fields=FIELDS, **HEAD))
 
 
 ROWWISE = with_train(table_optimizer="rowwise", accumulate=2)

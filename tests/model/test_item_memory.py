@@ -1,0 +1,93 @@
+"""The item head's memory: ItemKNN's scores as probabilities, mixed with the head's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from model.fused_ranking import best_by_head
+from model.ranker import Ranker
+from model.trie import Trie
+from schemas.model_config import ModelConfig
+from tests.model.requests import catalogue, random_requests, small_decoder
+
+N, OWN = 40, 25
+ITEMS = catalogue(N)
+HEAD = {"item_head": True, "fields": ("item",), "item_rows": 30}
+RECENCY = 0.7
+
+
+def similarities(seed: int = 0) -> sparse.csr_array:
+    rng = np.random.default_rng(seed)
+    return sparse.csr_array(rng.random((N, N)) * (rng.random((N, N)) < 0.2))
+
+
+def filled(weight: float, neighbours: int = N):
+    """A decoder whose memory knows the first OWN items alone."""
+    decoder = small_decoder(**HEAD, item_neighbours=neighbours).eval()
+    table, memory = decoder.context.fields.items, decoder.item_head.memory
+    table.give_rows(ITEMS.ids[:OWN].flip(0))
+    memory.fill(similarities(), RECENCY, table.own_rows(ITEMS.ids[:-1]))
+    memory.weight.fill_(weight)
+    return decoder
+
+
+def head_log_probs(decoder, requests, recalled) -> torch.Tensor:
+    """[R, N], by item."""
+    ranker = Ranker(decoder, ITEMS, Trie(ITEMS.codes[:-1], torch.arange(N), [8] * 3))
+    queries = decoder.item_queries(requests, decoder.encode(requests, ITEMS), ranker.vectors_NE)
+    every = torch.arange(N).expand(len(requests), N)
+    return best_by_head(queries, ranker.vectors_NE, recalled, N, every, None, None)[2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("neighbours", [N, 2])
+def test_the_memory_is_itemknn_as_a_probability(neighbours: int) -> None:
+    decoder, requests = filled(0.3, neighbours), random_requests(9, N, history=15)
+    similarity = similarities().toarray()
+    similarity[OWN:], similarity[:, OWN:] = 0, 0
+    for row in similarity:
+        row[np.argsort(-row)[neighbours:]] = 0
+    own = head_log_probs(decoder, requests, None).exp()
+    mixed = head_log_probs(decoder, requests, decoder.recalled(requests, ITEMS)).exp()
+    known = 0
+    for row in range(len(requests)):
+        start, end = requests.history_offsets[row : row + 2].tolist()
+        events = zip(requests.history_items[start:end], requests.history_feedback[start:end], strict=True)
+        engaged = [int(item) for item, bits in events if int(bits) & decoder.engaged_mask]
+        newest = engaged[-decoder.config.positive_length :][::-1]
+        scores = sum((RECENCY**age * similarity[item] for age, item in enumerate(newest) if item >= 0), np.zeros(N))
+        known += scores.sum() > 0
+        wanted = own[row] if scores.sum() == 0 else 0.7 * own[row] + 0.3 * torch.from_numpy(scores / scores.sum()).float()
+        assert torch.allclose(mixed[row], wanted, atol=1e-6)
+    assert 0 < known < len(requests)
+
+
+@torch.no_grad()
+def test_without_weight_or_neighbours_the_head_keeps_its_own() -> None:
+    requests = random_requests(9, N, history=15)
+    for decoder in (filled(0.0), small_decoder(**HEAD, item_neighbours=3).eval()):
+        recalled = decoder.recalled(requests, ITEMS)
+        assert torch.allclose(head_log_probs(decoder, requests, recalled), head_log_probs(decoder, requests, None))
+    assert small_decoder(**HEAD).recalled(requests, ITEMS) is None
+
+
+@torch.no_grad()
+def test_an_answer_does_not_depend_on_the_batch_and_survives_the_weights() -> None:
+    decoder, requests = filled(0.4), random_requests(30, N, history=15)
+    other = small_decoder(seed=1, **HEAD, item_neighbours=N).eval()
+    other.load_state_dict(decoder.state_dict())
+    queries, vectors = torch.randn(30, 4), torch.randn(N, 4)
+    whole = best_by_head(queries, vectors, decoder.recalled(requests, ITEMS), 10, torch.zeros(30, 0).long(), None, None)
+    recalled = other.recalled(requests, ITEMS)
+    parts = [recalled.mixed(torch.log_softmax(queries[s : s + 7] @ vectors.T, 1), s) for s in range(0, 30, 7)]
+    assert torch.allclose(torch.cat(parts).topk(10).values, whole[1])
+
+
+def test_a_memory_needs_a_head_and_rows() -> None:
+    with pytest.raises(ValueError, match=r"model\.item_neighbours"):
+        ModelConfig(item_head=True, fields=("item",), item_neighbours=3)
+    with pytest.raises(ValueError, match=r"model\.item_neighbours"):
+        ModelConfig(fields=("item",), item_rows=3, item_neighbours=3)

@@ -95,9 +95,10 @@ class Validation:
                 ranked.append(ranker.rank(some, CUTOFF, settings.beam, settings.mask_history))
             return ranked
 
-        memory.weight.fill_(MEMORIES[int(np.argmax(self._ndcgs(requests, answers)))])
+        best = MEMORIES[int(np.argmax(self._ndcgs(requests, answers)))]
+        memory.weight.fill_(best)
         decoder.item_head.share.copy_(share)
-        return float(memory.weight)
+        return best
 
     def _ndcgs(self, requests: Requests, answers: Callable[[Requests], list[Tensor]]) -> list[float]:
         """Of each of the rankings (int64 [R, CUTOFF]) that `answers` gives to a batch of the requests."""

@@ -22,7 +22,7 @@ from pipelines.stage import StageContext
 from pipelines.train import run, train
 from pipelines.train_loop import Training, share
 from pipelines.training_data import TrainingData, open_data
-from pipelines.validation import SHARES, Validation
+from pipelines.validation import MEMORIES, SHARES, Validation
 from schemas.config import Config
 from schemas.errors import ConfigError, ContractViolation
 from schemas.lake import Lake
@@ -287,7 +287,7 @@ def test_experts_are_balanced_as_they_train(small_lake, ray_module, tmp_path) ->
 
 def test_the_item_head_learns_and_validation_weighs_it(small_lake, ray_module, tmp_path) -> None:
     config = with_train(epochs=4, learning_rate=0.02)
-    config = replace(config, model=replace(config.model, fields=FIELDS, item_head=True))
+    config = replace(config, model=replace(config.model, fields=FIELDS, **HEAD))
     train(settings_for(small_lake, tmp_path, config))
     history = json.loads((tmp_path / "history.json").read_text())
     losses = [row["item_loss"] for row in history if "item_loss" in row]
@@ -295,11 +295,20 @@ def test_the_item_head_learns_and_validation_weighs_it(small_lake, ray_module, t
     decoder, _ = load_model(tmp_path)
     assert history[-1]["item_share"] == decoder.item_head.share
     validation = Validation(opened(small_lake, config), opened(small_lake, config).items)
-    found = {}
-    for weight in SHARES:
-        decoder.item_head.share.fill_(weight)
-        found[weight] = validation._ndcg(decoder, validation.data.validation())
-    assert found[history[-1]["item_share"]] == pytest.approx(max(found.values()))
+
+    def best_of(weights: tuple[float, ...], weighed: torch.Tensor, chosen: float) -> None:
+        found = {}
+        for weight in weights:
+            weighed.fill_(weight)
+            found[weight] = validation._ndcg(decoder, validation.data.validation())
+        weighed.fill_(chosen)
+        assert found[chosen] == pytest.approx(max(found.values())) and len(set(found.values())) > 1
+
+    share, memory = decoder.item_head.share, decoder.item_head.memory
+    best_of(SHARES, share, history[-1]["item_share"])
+    share.fill_(1.0)
+    best_of(MEMORIES, memory.weight, history[-2]["item_memory"])
+    assert (memory.similarity > 0).any(dim=1).sum() > 1
 
 
 def test_training_leaves_the_random_numbers_and_threads_of_the_process_alone(small_lake, ray_module, tmp_path) -> None:

@@ -34,23 +34,34 @@ class Candidates:
     code_log_probs: Tensor  # float32 [R, C + W, L]; 0 where there is no item
 
 
+@dataclass
+class HeadScores:
+    """What the item head knows of R requests and N items."""
+
+    queries_RE: Tensor
+    vectors_NE: Tensor
+    recalled: Recalled | None  # of the head's memory
+
+    def log_probs(self, rows: slice) -> Tensor:
+        """[B, N], of the requests `rows`."""
+        log_BN = torch.log_softmax(self.queries_RE[rows] @ self.vectors_NE.T, dim=1)
+        return log_BN if self.recalled is None else self.recalled.mixed(log_BN, rows.start)
+
+
 def find_candidates(
     decoder: Decoder,
     items: ItemTable,
-    vectors_NE: Tensor,
-    queries_RE: Tensor,
-    recalled: Recalled | None,
+    scores: HeadScores,
     kv: ContextKV,
     beams: Beams,
     trie: Trie,
     excluded: tuple[Tensor, Tensor] | None,
     withheld: Tensor | None,
 ) -> Candidates:
-    """As many items of the head, by its queries, as there are beams, and those of the beams; left out are those of
-    `rank_items`."""
-    width = min(beams.scores.shape[1], len(vectors_NE))
+    """As many items of the head as there are beams, and those of the beams; left out are those of `rank_items`."""
+    width = min(beams.scores.shape[1], len(items))
     found_RW, _, origin_RW = rank_items(beams, trie, width, excluded, withheld)
-    best_RC, best_log_RC, found_log_RW = best_by_head(queries_RE, vectors_NE, recalled, width, found_RW, excluded, withheld)
+    best_RC, best_log_RC, found_log_RW = best_by_head(scores, width, found_RW, excluded, withheld)
     found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)
     found_codes_RWL = at_places(beams.log_probs, torch.where(found_RW < 0, -1, origin_RW))
     best_codes_RCL = code_log_probs(decoder, items, kv, best_RC)
@@ -62,9 +73,7 @@ def find_candidates(
 
 
 def best_by_head(
-    queries_RE: Tensor,
-    vectors_NE: Tensor,
-    recalled: Recalled | None,
+    scores: HeadScores,
     width: int,
     also_RW: Tensor,
     excluded: tuple[Tensor, Tensor] | None,
@@ -72,10 +81,8 @@ def best_by_head(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best items (int64 [R, C]) by log-probability (float32 [R, C]), and those [R, W] of the items `also_RW`."""
     best, best_log, also_log = [], [], []
-    for s in blocks(len(queries_RE), len(vectors_NE), SCORES):
-        log_BN = torch.log_softmax(queries_RE[s] @ vectors_NE.T, dim=1)
-        if recalled is not None:
-            log_BN = recalled.mixed(log_BN, s.start)
+    for s in blocks(len(scores.queries_RE), len(scores.vectors_NE), SCORES):
+        log_BN = scores.log_probs(s)
         also_log.append(log_BN.gather(1, also_RW[s].clamp(min=0)))
         if excluded is not None:
             here = (excluded[0] >= s.start) & (excluded[0] < s.stop)

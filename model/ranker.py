@@ -11,7 +11,7 @@ from torch import Tensor
 from model.beam import NEVER, Beams, at_places, beam_search, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder
-from model.fused_ranking import Candidates, best_by_head, code_log_probs, find_candidates, fused_scores
+from model.fused_ranking import Candidates, HeadScores, best_by_head, code_log_probs, find_candidates, fused_scores
 from model.item_table import ItemTable
 from model.requests import Requests, row_of
 from model.trie import Trie
@@ -70,34 +70,24 @@ class Ranker:
         self, requests: Requests, beam: int, exclude_history: bool = False, withheld: Tensor | None = None
     ) -> Candidates:
         """Of codes and item head, see `model.fused_ranking`."""
-        assert self.vectors_NE is not None
         kv, beams = self._search(requests, beam, self.trie)
         excluded = _seen(requests) if exclude_history else None
+        scores = self._scores(requests, kv)
+        return find_candidates(self.decoder, self.items, scores, kv, beams, self.trie, excluded, withheld)
+
+    def _scores(self, requests: Requests, kv: ContextKV) -> HeadScores:
+        assert self.vectors_NE is not None
         queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
-        return find_candidates(
-            self.decoder,
-            self.items,
-            self.vectors_NE,
-            queries_RE,
-            self.decoder.recalled(requests, self.items),
-            kv,
-            beams,
-            self.trie,
-            excluded,
-            withheld,
-        )
+        return HeadScores(queries_RE, self.vectors_NE, self.decoder.recalled(requests, self.items))
 
     def _best_by_head(
         self, requests: Requests, kv: ContextKV, k: int, exclude_history: bool, withheld: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The head's best k items, or all there are, and their log-probabilities."""
-        assert self.vectors_NE is not None
-        queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
         excluded = _seen(requests) if exclude_history else None
         no_others_R0 = requests.target_items.new_empty(len(requests), 0)
         width = min(k, len(self.items))
-        recalled = self.decoder.recalled(requests, self.items)
-        return best_by_head(queries_RE, self.vectors_NE, recalled, width, no_others_R0, excluded, withheld)[:2]
+        return best_by_head(self._scores(requests, kv), width, no_others_R0, excluded, withheld)[:2]
 
     @torch.no_grad()
     def search(self, requests: Requests, beam: int, free: bool = False) -> Beams:

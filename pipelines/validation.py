@@ -26,7 +26,7 @@ from schemas.feedback import mask_of
 NDCG = "validation_ndcg"
 RANKED, CUTOFF = 500, 10  # requests that are ranked, and at which place
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-MEMORIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # weights of the item head's memory
+MEMORIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # weights of the item head's memory
 
 
 class Validation:

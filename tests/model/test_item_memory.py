@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from model.fused_ranking import best_by_head
+from model.fused_ranking import HeadScores, best_by_head
 from model.ranker import Ranker
 from model.trie import Trie
 from schemas.model_config import ModelConfig
@@ -39,7 +39,7 @@ def head_log_probs(decoder, requests, recalled) -> torch.Tensor:
     ranker = Ranker(decoder, ITEMS, Trie(ITEMS.codes[:-1], torch.arange(N), [8] * 3))
     queries = decoder.item_queries(requests, decoder.encode(requests, ITEMS), ranker.vectors_NE)
     every = torch.arange(N).expand(len(requests), N)
-    return best_by_head(queries, ranker.vectors_NE, recalled, N, every, None, None)[2]
+    return best_by_head(HeadScores(queries, ranker.vectors_NE, recalled), N, every, None, None)[2]
 
 
 @torch.no_grad()
@@ -80,10 +80,9 @@ def test_an_answer_does_not_depend_on_the_batch_and_survives_the_weights() -> No
     other = small_decoder(seed=1, **HEAD, item_neighbours=N).eval()
     other.load_state_dict(decoder.state_dict())
     queries, vectors = torch.randn(30, 4), torch.randn(N, 4)
-    whole = best_by_head(queries, vectors, decoder.recalled(requests, ITEMS), 10, torch.zeros(30, 0).long(), None, None)
-    recalled = other.recalled(requests, ITEMS)
-    parts = [recalled.mixed(torch.log_softmax(queries[s : s + 7] @ vectors.T, 1), s) for s in range(0, 30, 7)]
-    assert torch.allclose(torch.cat(parts).topk(10).values, whole[1])
+    whole = HeadScores(queries, vectors, decoder.recalled(requests, ITEMS)).log_probs(slice(0, 30))
+    loaded = HeadScores(queries, vectors, other.recalled(requests, ITEMS))
+    assert torch.allclose(torch.cat([loaded.log_probs(slice(s, s + 7)) for s in range(0, 30, 7)]), whole)
 
 
 def test_a_memory_needs_a_head_and_rows() -> None:

@@ -16,7 +16,7 @@ import os
 from dataclasses import replace
 
 from benchmarks.architectures import core, system_of
-from benchmarks.comparison import Change, Comparison, main, seeded
+from benchmarks.comparison import Change, Comparison, main, with_seeds
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import ModelConfig
@@ -45,10 +45,9 @@ def row(system: str, context: int) -> Change:
 ROWS = {
     f"{system}, {context} tokens": row(system, context) for context in ((64, 256) if FULL else (64,)) for system in SYSTEMS
 }
-SEEDS = {f"{name}, seed {value}": seeded(change, value) for name, change in ROWS.items() for value in (1, 2)}
 COMPARISON = Comparison(
     "compared_architectures",
-    ROWS | (SEEDS if FULL else {}),
+    with_seeds(ROWS) if FULL else ROWS,
     shared=(SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE),
     made=(),
 )

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from benchmarks.comparison import Change, Comparison, Row, main, seeded
-from schemas.config import Config
+from benchmarks.comparison import Change, Comparison, Row, changed, main, with_seeds
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 
 FULL = os.environ.get("FULL") == "1"
@@ -32,17 +30,13 @@ ORGANISERS: dict[str, dict[str, Any]] = {
 
 
 def row(settings: dict[str, Any], budget_tflop: float) -> Change:
-    def change(config: Config) -> Config:
-        train = replace(config.train, epochs=EPOCHS, budget_tflop=budget_tflop)
-        return replace(config, organise=replace(config.organise, **settings), train=train)
-
-    return change
+    train = changed("train", epochs=EPOCHS, budget_tflop=budget_tflop)
+    return lambda config: changed("organise", **settings)(train(config))
 
 
 def systems(own: Row) -> Mapping[str, Change]:
     rows = {name: row(settings, float(own["TFLOP"])) for name, settings in ORGANISERS.items()}
-    seeds = {f"{name}, seed {seed}": seeded(each, seed) for name, each in rows.items() for seed in (1, 2)}
-    return rows | (seeds if FULL else {})
+    return with_seeds(rows) if FULL else rows
 
 
 COMPARISON = Comparison(

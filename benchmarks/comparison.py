@@ -71,9 +71,13 @@ def changed(section: str, **settings: Any) -> Change:
     return lambda config: replace(config, **{section: replace(getattr(config, section), **settings)})
 
 
-def seeded(change: Change, value: int) -> Change:
-    """The same with another seed of training."""
-    return lambda config: changed("train", seed=value)(change(config))
+def with_seeds(rows: Mapping[str, Change]) -> dict[str, Change]:
+    """The rows, and each of them with two further seeds of training."""
+
+    def seeded(change: Change, seed: int) -> Change:
+        return lambda config: changed("train", seed=seed)(change(config))
+
+    return {**rows, **{f"{name}, seed {seed}": seeded(row, seed) for name, row in rows.items() for seed in (1, 2)}}
 
 
 def main(comparison: Comparison, page: str) -> None:

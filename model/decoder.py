@@ -132,14 +132,18 @@ class Decoder(nn.Module, ABC):
         index, offsets = self.context.positive.select(requests)
         return self.item_head.liked(requests.history_items[index], offsets, vectors_NE)
 
-    def recalled(self, requests: Requests, items: ItemTable) -> Recalled | None:
-        """What the item head's memory, where it has one, holds for the items of the positive pathway."""
-        table = self.context.fields.items
-        if self.item_head is None or self.item_head.memory is None or table is None:
-            return None
+    def own_rows(self, items: ItemTable) -> Tensor:
+        """int64 [N]: by which the item head's memory knows the items; -1 none."""
+        assert self.context.fields.items is not None
+        return self.context.fields.items.own_rows(items.ids[:-1])
+
+    def recalled(self, requests: Requests, rows_N: Tensor) -> Recalled:
+        """What the item head's memory holds for the items of the positive pathway, by the `own_rows` of a catalogue."""
+        assert self.item_head is not None and self.item_head.memory is not None
         index, offsets = self.context.positive.select(requests)
-        rows_N = table.own_rows(items.ids)
-        return self.item_head.memory.recall(rows_N[items.place(requests.history_items[index])], offsets, rows_N[:-1])
+        items_H = requests.history_items[index]
+        rows_H = torch.where(items_H < 0, -1, rows_N[items_H])
+        return self.item_head.memory.recall(rows_H, offsets, rows_N)
 
     def item_queries(self, requests: Requests, kv: ContextKV, vectors_NE: Tensor) -> Tensor:
         """[R, E]: by the item head, before the first code."""

@@ -32,7 +32,9 @@ class Ranker:
     @torch.no_grad()
     def __init__(self, decoder: Decoder, items: ItemTable, trie: Trie) -> None:
         self.decoder, self.items, self.trie = decoder.eval(), items, trie
-        self.vectors_NE = decoder.item_vectors(items) if decoder.item_head is not None else None
+        head = decoder.item_head
+        self.vectors_NE = decoder.item_vectors(items) if head is not None else None
+        self.rows_N = decoder.own_rows(items) if head is not None and head.memory is not None else None
 
     @property
     def _alone(self) -> bool:
@@ -45,6 +47,11 @@ class Ranker:
         """int64 [R, k]: dense items, best first, -1 where the beams hold fewer than k items."""
         if not self._alone:
             return self.ranking(requests, k, beam, exclude_history).items
+        return self.rank_by_head(requests, k, exclude_history)
+
+    @torch.no_grad()
+    def rank_by_head(self, requests: Requests, k: int, exclude_history: bool = False) -> Tensor:
+        """int64 [R, k]: as `rank`, by the item head alone, whatever its share."""
         best_RC, _ = self._best_by_head(requests, self._encode(requests), k, exclude_history, None)
         return F.pad(best_RC, (0, k - best_RC.shape[1]), value=-1)
 
@@ -78,7 +85,8 @@ class Ranker:
     def _scores(self, requests: Requests, kv: ContextKV) -> HeadScores:
         assert self.vectors_NE is not None
         queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
-        return HeadScores(queries_RE, self.vectors_NE, self.decoder.recalled(requests, self.items))
+        recalled = None if self.rows_N is None else self.decoder.recalled(requests, self.rows_N)
+        return HeadScores(queries_RE, self.vectors_NE, recalled)
 
     def _best_by_head(
         self, requests: Requests, kv: ContextKV, k: int, exclude_history: bool, withheld: Tensor | None

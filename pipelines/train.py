@@ -34,15 +34,8 @@ __all__ = ["load_model", "run", "train", "trained"]
 
 WORKER_CPUS = 0.5  # leaves room for reading where there are as many workers as cores
 RESTARTS = 2  # of lost workers
-CURVES = (
-    "learning_rate",
-    "gradient_norm",
-    "mfu",
-    "expert_load",
-    "validation_ndcg",
-    "item_share",
-    "item_memory",
-)  # beside the losses
+# Beside the losses.
+CURVES = ("learning_rate", "gradient_norm", "mfu", "expert_load", "validation_ndcg", "item_share", "item_memory")
 
 
 class _Lines(UserCallback):

@@ -51,11 +51,14 @@ class TrainingData:
     def engaged_mask(self) -> int:
         return mask_of(self.config.sequences.engaged)
 
+    @property
+    def positive_mask(self) -> int:
+        return mask_of(self.config.targets.positive)
+
     def train_positives(self) -> Positives:
         """What baselines are fitted on."""
-        mask = mask_of(self.config.targets.positive)
-        known = EvaluationData(self.lake, self.stream.version, self.catalogue, self.roles, self.calendar, mask)
-        return known.train_positives()
+        version, mask = self.stream.version, self.positive_mask
+        return EvaluationData(self.lake, version, self.catalogue, self.roles, self.calendar, mask).train_positives()
 
     def validation(self) -> Requests:
         """At most VALIDATION_SAMPLE requests of the validation role with a known positive; read once."""
@@ -78,7 +81,7 @@ class TrainingData:
         return {
             "codebook_version": self.catalogue.codebook_version,
             "trained_until": self.calendar.trained_until.isoformat(),
-            "positive_mask": mask_of(self.config.targets.positive),
+            "positive_mask": self.positive_mask,
             "parameters": sum(p.numel() for p in decoder.parameters()),
             "training_examples": self.stream.version,
         }

@@ -21,7 +21,6 @@ from model.trie import Trie
 from pipelines.baselines import Fitting, fit_itemknn
 from pipelines.bundle import build_trie
 from pipelines.training_data import TrainingData
-from schemas.feedback import mask_of
 
 NDCG = "validation_ndcg"
 RANKED, CUTOFF = 500, 10  # requests that are ranked, and at which place
@@ -77,27 +76,24 @@ class Validation:
         """Fills the item head's memory with the neighbours of ItemKNN, fitted on the train positives and tuned as the
         baseline is; its weight is the one of MEMORIES by which the head ranks best alone. Nothing without requests."""
         assert decoder.item_head is not None and decoder.item_head.memory is not None
-        table, memory = decoder.context.fields.items, decoder.item_head.memory
+        memory = decoder.item_head.memory
         settings, requests = self.data.config.evaluate, self.data.validation()
-        if not len(requests) or table is None:
+        if not len(requests):
             return float(memory.weight)
-        positives, mask = self.data.train_positives(), mask_of(self.data.config.targets.positive)
-        found = fit_itemknn(Fitting(positives, [requests], mask, settings)).system
+        found = fit_itemknn(Fitting(self.data.train_positives(), [requests], self.data.positive_mask, settings)).system
         assert isinstance(found, ItemKnn)
-        memory.fill(found.similarity, found.recency, table.own_rows(self.items.ids[:-1]))
-        ranker, share = Ranker(decoder, self.items, self._trie), decoder.item_head.share.clone()
-        decoder.item_head.share.fill_(1.0)
+        memory.fill(found.similarity, found.recency, decoder.own_rows(self.items))
+        ranker = Ranker(decoder, self.items, self._trie)
 
         def answers(some: Requests) -> list[Tensor]:
             ranked = []
             for weight in MEMORIES:
                 memory.weight.fill_(weight)
-                ranked.append(ranker.rank(some, CUTOFF, settings.beam, settings.mask_history))
+                ranked.append(ranker.rank_by_head(some, CUTOFF, settings.mask_history))
             return ranked
 
         best = MEMORIES[int(np.argmax(self._ndcgs(requests, answers)))]
         memory.weight.fill_(best)
-        decoder.item_head.share.copy_(share)
         return best
 
     def _ndcgs(self, requests: Requests, answers: Callable[[Requests], list[Tensor]]) -> list[float]:

@@ -311,9 +311,7 @@ class TrainConfig:
     item_start: Literal["random", "vectors"] = later("random")  # of the embeddings of item ids; see pipelines/item_start.py
     label_smoothing: float = 0.0
     item_loss: float = later(1.0)  # weight of the item head's loss beside that of the codes
-    budget_tflop: float = later(
-        0.0
-    )  # of forward and backward passes, after which training ends before its epochs do; 0: none
+    budget_tflop: float = later(0.0)  # of forward and backward, after which training ends before its epochs; 0: none
     accumulate: int = 1  # batches a step, within an epoch
     precision: Literal["float32", "bfloat16"] = "float32"  # of products of matrices; weights and sums stay float32
     average: float = 0.0  # decay a step of the weights' moving average, which is then what counts; 0: none

@@ -61,9 +61,7 @@ class ModelConfig:
     item_rows: int = later(0)  # the most engaged items, with a row each in the table of item ids; others share hash_buckets
     item_head: bool = later(False)  # scores every item directly, too; see model/item_head.py
     item_head_codes: bool = later(True)  # an item's vector is its id's and its codes', not its id's alone
-    item_neighbours: int = later(
-        0
-    )  # of an item with a row of its own, in a memory beside the head; see model/item_memory.py
+    item_neighbours: int = later(0)  # of an item with a row, in a memory beside the head; see model/item_memory.py
     dropout: float = 0.1
     context_dropout: float = later(0.0)  # of the context's tokens, as they leave the pathways
     moe: MoeConfig = field(default_factory=MoeConfig)

@@ -108,9 +108,8 @@ def test_the_loss_is_a_full_softmax_and_teaches_the_tables_of_the_context() -> N
     logits = (decoder.item_head.query(states[0]) + liked) @ vectors.T
     F.cross_entropy(logits, requests.target_items[scored]).backward()
     assert torch.allclose(decoder.context.fields.items.weight.grad, found, atol=1e-6)
-    assert (
-        found[decoder.context.fields.items.places(ITEMS.ids[:-1])].abs().sum(1) > 0
-    ).all()  # a softmax over all items moves all of them
+    rows = decoder.context.fields.items.places(ITEMS.ids[:-1])
+    assert (found[rows].abs().sum(1) > 0).all()  # a softmax over all items moves all of them
 
 
 def test_an_items_vector_is_its_id_and_unless_left_out_its_codes() -> None:

@@ -51,7 +51,7 @@ def test_the_memory_is_itemknn_as_a_probability(neighbours: int) -> None:
     for row in similarity:
         row[np.argsort(-row)[neighbours:]] = 0
     own = head_log_probs(decoder, requests, None).exp()
-    mixed = head_log_probs(decoder, requests, decoder.recalled(requests, ITEMS)).exp()
+    mixed = head_log_probs(decoder, requests, decoder.recalled(requests, decoder.own_rows(ITEMS))).exp()
     known = 0
     for row in range(len(requests)):
         start, end = requests.history_offsets[row : row + 2].tolist()
@@ -69,9 +69,9 @@ def test_the_memory_is_itemknn_as_a_probability(neighbours: int) -> None:
 def test_without_weight_or_neighbours_the_head_keeps_its_own() -> None:
     requests = random_requests(9, N, history=15)
     for decoder in (filled(0.0), small_decoder(**HEAD, item_neighbours=3).eval()):
-        recalled = decoder.recalled(requests, ITEMS)
+        recalled = decoder.recalled(requests, decoder.own_rows(ITEMS))
         assert torch.allclose(head_log_probs(decoder, requests, recalled), head_log_probs(decoder, requests, None))
-    assert small_decoder(**HEAD).recalled(requests, ITEMS) is None
+    assert Ranker(small_decoder(**HEAD), ITEMS, Trie(ITEMS.codes[:-1], torch.arange(N), [8] * 3)).rows_N is None
 
 
 @torch.no_grad()
@@ -80,8 +80,8 @@ def test_an_answer_does_not_depend_on_the_batch_and_survives_the_weights() -> No
     other = small_decoder(seed=1, **HEAD, item_neighbours=N).eval()
     other.load_state_dict(decoder.state_dict())
     queries, vectors = torch.randn(30, 4), torch.randn(N, 4)
-    whole = HeadScores(queries, vectors, decoder.recalled(requests, ITEMS)).log_probs(slice(0, 30))
-    loaded = HeadScores(queries, vectors, other.recalled(requests, ITEMS))
+    whole = HeadScores(queries, vectors, decoder.recalled(requests, decoder.own_rows(ITEMS))).log_probs(slice(0, 30))
+    loaded = HeadScores(queries, vectors, other.recalled(requests, other.own_rows(ITEMS)))
     assert torch.allclose(torch.cat([loaded.log_probs(slice(s, s + 7)) for s in range(0, 30, 7)]), whole)
 
 

@@ -18,7 +18,7 @@ from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import MoeConfig
 
 FULL = os.environ.get("FULL") == "1"
-ITEM_ROWS = 20_000  # the most engaged items
+ITEM_ROWS, NEIGHBOURS = 20_000, 200  # the most engaged items, and those beside each
 
 
 def with_items(config: Config) -> Config:
@@ -42,6 +42,11 @@ def head_without_codes(config: Config) -> Config:
     return changed("model", item_head_codes=False)(head_at_vectors(config))
 
 
+def head_with_memory(config: Config) -> Config:
+    """Its neighbours' probabilities are mixed with the head's."""
+    return changed("model", item_neighbours=NEIGHBOURS)(head_at_vectors(config))
+
+
 def experts(config: Config) -> Config:
     """As many parameters awake as in dense feed-forward parts of one width of the model."""
     moe = MoeConfig(experts=16, active=3, shared=1, width=config.model.d_model, first_dense=1)
@@ -55,6 +60,7 @@ ROWS: dict[str, Change] = {
     "head: items, too": with_head,
     "head: items, too, from vectors": head_at_vectors,
     "head: items, too, from vectors, without codes": head_without_codes,
+    "head: items, too, from vectors, with a memory": head_with_memory,
     "codes: 64": changed("tokenize", codes=64),
     "codes: 1024": changed("tokenize", codes=1024),
     "levels: 2": changed("tokenize", levels=2),

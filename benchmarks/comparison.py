@@ -24,6 +24,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,18 +91,12 @@ def main(comparison: Comparison, page: str) -> None:
     options = parser.parse_args()
     config = load_config(options.config, overrides(options.set))
     folder = OUT / comparison.name
-    folder.mkdir(parents=True, exist_ok=True)
     calendar = prepare(config, comparison.shared)
     rows: dict[str, Row] = {}
 
     def measure(system: str, change: Change) -> None:
         file = folder / f"{config.name}-{system.replace(': ', '-').replace(', ', '-').replace(' ', '_')}.npz"
-        settings = digest(to_mapping(change(config), identity=True))
-        row = None if options.fresh else kept(file, settings)
-        if row is None:
-            row = measured(change(config), calendar, comparison.made) | {"settings": np.array(settings)}
-            np.savez(file, allow_pickle=False, **row)
-        rows[system] = row
+        rows[system] = kept_or_made(file, change(config), options.fresh, lambda c: measured(c, calendar, comparison.made))
         print(f"\n{config.name}, {system}", flush=True)
         for role in ROLES:
             print("\n".join(["", *table(rows, role, comparison.columns)]), flush=True)
@@ -113,9 +108,19 @@ def main(comparison: Comparison, page: str) -> None:
             measure(system, change)
 
 
-def measured(config: Config, calendar: Calendar, made: tuple[StageSpec, ...]) -> dict[str, np.ndarray]:
+def measured(config: Config, calendar: Calendar, made: tuple[StageSpec, ...]) -> Row:
     """For each role user, time, item and rank of every positive; and the columns of the row."""
     started = time.monotonic()
+    with trained(config, calendar, made) as (context, data, model):
+        found = ranks(context, data, model) | training_figures(model) | {"entropy": code_entropy(data)}
+    return found | {"seconds": np.array(time.monotonic() - started)}
+
+
+@contextmanager
+def trained(
+    config: Config, calendar: Calendar, made: tuple[StageSpec, ...] = ()
+) -> Iterator[tuple[StageContext, EvaluationData, Path]]:
+    """What is stale of `made` and of `train`, and then what evaluates the model in the folder."""
     with running(config, Progress()) as runner:
         outcomes = run_steps(runner, [Step(spec, calendar) for spec in (*made, TRAIN)], False)
         runner.engines.ray()
@@ -128,10 +133,7 @@ def measured(config: Config, calendar: Calendar, made: tuple[StageSpec, ...]) ->
         ]
         pins = {name: lake.version(name) or 0 for name in tables}
         context = StageContext(config, lake, calendar, StagePlan(EVALUATE), runner.engines, pins, runner.progress.say)
-        data = evaluation_data(context, config.model.lifelong_length)
-        model = lake.artifact("train", outcomes[-1].identity)
-        found = ranks(context, data, model) | training_figures(model) | {"entropy": code_entropy(data)}
-    return found | {"seconds": np.array(time.monotonic() - started)}
+        yield context, evaluation_data(context, config.model.lifelong_length), lake.artifact("train", outcomes[-1].identity)
 
 
 def ranks(context: StageContext, data: EvaluationData, model: Path) -> dict[str, np.ndarray]:
@@ -177,12 +179,17 @@ def code_entropy(data: EvaluationData) -> np.ndarray:
     return np.array(np.mean(values))
 
 
-def kept(file: Path, settings: str) -> dict[str, np.ndarray] | None:
-    """The row in `file`, if it was measured with these settings."""
-    if not file.is_file():
-        return None
-    with np.load(file) as saved:
-        return dict(saved) if str(saved["settings"]) == settings else None
+def kept_or_made(file: Path, config: Config, fresh: bool, make: Callable[[Config], Row]) -> Row:
+    """The row in `file`, if it was measured with this configuration, else a new one."""
+    settings = digest(to_mapping(config, identity=True))
+    if file.is_file() and not fresh:
+        with np.load(file) as saved:
+            if str(saved["settings"]) == settings:
+                return dict(saved)
+    row = {**make(config), "settings": np.array(settings)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, allow_pickle=False, **row)
+    return row
 
 
 def table(rows: Mapping[str, Row], role: Role, columns: tuple[str, ...]) -> Iterator[str]:

@@ -28,25 +28,37 @@ class Beams:
     log_probs: Tensor  # float32 [R, W, L], a code
     scores: Tensor  # float32 [R, W], their sum; -inf: no beam
     leaves: Tensor  # int64 [R, W], of the trie; -1 without one
+    steps: list[Expanded]  # a level, where they were asked for
+
+
+@dataclass
+class Expanded:
+    """What a step of the search computed of the next code."""
+
+    nodes: Tensor  # int64 [R, W]: prefixes, of the trie
+    log_probs: Tensor  # float32 [R, W, K]
 
 
 @torch.no_grad()
-def beam_search(decoder: Decoder, kv: ContextKV, trie: Trie | None, beam: int) -> Beams:
+def beam_search(decoder: Decoder, kv: ContextKV, trie: Trie | None, beam: int, keep_steps: bool = False) -> Beams:
     """The `beam` most probable code sequences; with a trie every one is an item's."""
     rows = len(kv)
     device = kv.bias_R11T.device
     state = _State.start(rows, device)
     past: list[Pair] | None = None
+    steps: list[Expanded] = []
     for level in range(decoder.levels):
         width = state.scores.shape[1]
         layout = QueryLayout(rows, width, None)
         h_BSD, past = decoder.hidden(_newest(decoder, state.codes), kv, layout, past)
         log_probs = torch.log_softmax(decoder.logits(h_BSD[:, 0], level).float(), dim=-1).view(rows, width, -1)
+        if keep_steps:
+            steps.append(Expanded(state.nodes, log_probs))
         state, parents = _extend(state, log_probs, trie, level, beam)
         if level + 1 < decoder.levels:
             flat = (parents + width * torch.arange(rows, device=device)[:, None]).flatten()
             past = [(k.index_select(0, flat), v.index_select(0, flat)) for k, v in past]
-    return Beams(state.codes, state.log_probs, state.scores, state.nodes)
+    return Beams(state.codes, state.log_probs, state.scores, state.nodes, steps)
 
 
 @dataclass
@@ -127,6 +139,22 @@ def at_places(log_probs_RWL: Tensor, place_RK: Tensor) -> Tensor:
     """float32 [R, K, L]: the log-probabilities at the given places (int64 [R, K]) of each row; 0 at -1."""
     taken = log_probs_RWL.gather(1, place_RK.clamp(min=0)[..., None].expand(-1, -1, log_probs_RWL.shape[2]))
     return taken.masked_fill((place_RK < 0)[..., None], 0.0)
+
+
+def known_log_probs(steps: list[Expanded], trie: Trie, codes_RCL: Tensor) -> tuple[Tensor, Tensor]:
+    """What a search computed of given items' codes on its way: log-probabilities float32 [R, C, L], 0 where it never came,
+    and where it came, bool [R, C, L]. From the first level on that it did not reach it knows nothing of an item."""
+    nodes_RC = torch.zeros_like(codes_RCL[..., 0])
+    log_probs, known = [], []
+    for level, step in enumerate(steps):
+        codes_RC = codes_RCL[..., level]
+        here_RCW = (nodes_RC[:, :, None] == step.nodes[:, None, :]) & (nodes_RC >= 0)[:, :, None]
+        place_RC, found_RC = here_RCW.int().argmax(2), here_RCW.any(2)
+        row_R1 = torch.arange(len(codes_RC), device=codes_RC.device)[:, None]
+        log_probs.append(step.log_probs[row_R1, place_RC, codes_RC].masked_fill(~found_RC, 0.0))
+        known.append(found_RC)
+        nodes_RC = trie.child(level, nodes_RC, codes_RC)
+    return torch.stack(log_probs, 2), torch.stack(known, 2)
 
 
 def legality(codes: Tensor, trie: Trie) -> float:

@@ -3,6 +3,8 @@
 Candidates are the items of the beams and as many of the best by the item head. Each has two log-probabilities of the same
 event, that it is the next item: the sum over its codes, and the head's; the score is their weighted mean, with the weight
 `ItemHead.share`. So a row's best items do not depend on the batch.
+The search computed the codes of most of the head's candidates on its way. Of the others it knows the first ones at
+least, and a log-probability is never above 0: those that cannot reach the best k whatever their last codes are left out.
 Shapes: R requests, N items, C candidates of the head, W of the beams, L levels, E = embed_dim.
 """
 
@@ -11,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from model.attention import QueryLayout
-from model.beam import NEVER, Beams, at_places, rank_items
+from model.attention import target_layout
+from model.beam import NEVER, Beams, at_places, known_log_probs, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder, code_nll
 from model.item_memory import Recalled
@@ -31,7 +34,7 @@ class Candidates:
 
     items: Tensor  # int64 [R, C + W], dense
     item_log_probs: Tensor  # float32 [R, C + W], by the head
-    code_log_probs: Tensor  # float32 [R, C + W, L]; 0 where there is no item
+    code_log_probs: Tensor  # float32 [R, C + W, L]; 0 where there is no item, or where it was not needed
 
 
 @dataclass
@@ -57,19 +60,38 @@ def find_candidates(
     trie: Trie,
     excluded: tuple[Tensor, Tensor] | None,
     withheld: Tensor | None,
+    best: int | None = None,
 ) -> Candidates:
-    """As many items of the head as there are beams, and those of the beams; left out are those of `rank_items`."""
+    """As many items of the head as there are beams, and those of the beams; left out are those of `rank_items`. With `best`
+    the code log-probabilities are complete for the so many best by `fused_scores` with the head's own share alone; others
+    stay below those."""
     width = min(beams.scores.shape[1], len(items))
     found_RW, _, origin_RW = rank_items(beams, trie, width, excluded, withheld)
     best_RC, best_log_RC, found_log_RW = best_by_head(scores, width, found_RW, excluded, withheld)
     found_RW = torch.where((found_RW[:, :, None] == best_RC[:, None, :]).any(2), -1, found_RW)
     found_codes_RWL = at_places(beams.log_probs, torch.where(found_RW < 0, -1, origin_RW))
-    best_codes_RCL = code_log_probs(decoder, items, kv, best_RC)
-    return Candidates(
+    best_codes_RCL, known_RCL = known_log_probs(beams.steps, trie, items.codes[best_RC.clamp(min=0)])
+    found = Candidates(
         torch.cat([best_RC, found_RW], 1),
         torch.cat([best_log_RC, found_log_RW.masked_fill(found_RW < 0, NEVER)], 1),
-        torch.cat([best_codes_RCL, found_codes_RWL], 1),
+        torch.cat([best_codes_RCL.masked_fill((best_RC < 0)[..., None], 0.0), found_codes_RWL], 1),
     )
+    missing_RC = ~known_RCL.all(2) & (best_RC >= 0)
+    if best is not None:
+        assert decoder.item_head is not None
+        missing_RC &= could_be_best(found, missing_RC, decoder.item_head.share, best)
+    rows, places = missing_RC.nonzero(as_tuple=True)
+    found.code_log_probs[rows, places] = code_log_probs(decoder, items, kv, best_RC, missing_RC)
+    return found
+
+
+def could_be_best(found: Candidates, missing_RC: Tensor, share: Tensor, best: int) -> Tensor:
+    """bool [R, C]: the head's candidates of which codes are `missing` that could be among the best if those were sure."""
+    scores = fused_scores(found, share)
+    C = missing_RC.shape[1]
+    whole = scores.masked_fill(F.pad(missing_RC, (0, scores.shape[1] - C)), NEVER)
+    least_R1 = F.pad(whole, (0, best), value=NEVER).topk(best, dim=1).values[:, -1:]
+    return scores[:, :C] >= least_R1
 
 
 def best_by_head(
@@ -101,12 +123,11 @@ def fused_scores(found: Candidates, share: Tensor | float) -> Tensor:
     return scores_RC.masked_fill(found.item_log_probs == NEVER, NEVER)  # 0 times minus infinity is no number
 
 
-def code_log_probs(decoder: Decoder, items: ItemTable, kv: ContextKV, best_RC: Tensor) -> Tensor:
-    """float32 [R, C, L]: of the codes of the given items, each given those before it; 0 at -1."""
-    rows, width = best_RC.shape
-    codes_TL = items.codes[best_RC.clamp(min=0).flatten()]
-    embedded_TSD = decoder.embed(codes_TL[:, : decoder.levels - 1])
-    h_TSD, _ = decoder.hidden(embedded_TSD, kv, QueryLayout(rows, width, None))
-    logits = [decoder.logits(h_TSD[:, level], level).float() for level in range(decoder.levels)]
-    log_probs_RCL = -code_nll(logits, codes_TL).view(rows, width, -1)
-    return log_probs_RCL.masked_fill((best_RC < 0)[..., None], 0.0)
+def code_log_probs(decoder: Decoder, items: ItemTable, kv: ContextKV, items_RC: Tensor, asked_RC: Tensor) -> Tensor:
+    """float32 [M, L]: of the codes of the M items asked for (bool [R, C]), each given those before it, in their order."""
+    counts_R = asked_RC.sum(1)
+    offsets = torch.cat([counts_R.new_zeros(1), counts_R.cumsum(0)])
+    codes_ML = items.codes[items_RC[asked_RC]]
+    embedded_MSD = decoder.embed(codes_ML[:, : decoder.levels - 1])
+    h_MSD, _ = decoder.hidden(embedded_MSD, kv, target_layout(offsets))
+    return -code_nll([decoder.logits(h_MSD[:, level], level).float() for level in range(decoder.levels)], codes_ML)

@@ -63,9 +63,12 @@ class Ranker:
         if self._alone:
             kv = self._encode(requests)
             best_RC, log_RC = self._best_by_head(requests, kv, k, exclude_history, withheld)
-            return best_of(Candidates(best_RC, log_RC, code_log_probs(self.decoder, self.items, kv, best_RC)), log_RC, k)
+            there_RC = best_RC >= 0
+            codes_RCL = log_RC.new_zeros(*best_RC.shape, self.decoder.levels)
+            codes_RCL[there_RC] = code_log_probs(self.decoder, self.items, kv, best_RC, there_RC)
+            return best_of(Candidates(best_RC, log_RC, codes_RCL), log_RC, k)
         if self.decoder.item_head is not None:
-            found = self.candidates(requests, beam, exclude_history, withheld)
+            found = self.candidates(requests, beam, exclude_history, withheld, best=k)
             return best_of(found, fused_scores(found, self.decoder.item_head.share), k)
         beams = self.search(requests, beam)
         excluded = _seen(requests) if exclude_history else None
@@ -74,13 +77,19 @@ class Ranker:
 
     @torch.no_grad()
     def candidates(
-        self, requests: Requests, beam: int, exclude_history: bool = False, withheld: Tensor | None = None
+        self,
+        requests: Requests,
+        beam: int,
+        exclude_history: bool = False,
+        withheld: Tensor | None = None,
+        best: int | None = None,
     ) -> Candidates:
         """Of codes and item head, see `model.fused_ranking`."""
-        kv, beams = self._search(requests, beam, self.trie)
+        kv = self._encode(requests)
+        beams = beam_search(self.decoder, kv, self.trie, beam, keep_steps=True)
         excluded = _seen(requests) if exclude_history else None
         scores = self._scores(requests, kv)
-        return find_candidates(self.decoder, self.items, scores, kv, beams, self.trie, excluded, withheld)
+        return find_candidates(self.decoder, self.items, scores, kv, beams, self.trie, excluded, withheld, best)
 
     def _scores(self, requests: Requests, kv: ContextKV) -> HeadScores:
         assert self.vectors_NE is not None
@@ -100,11 +109,7 @@ class Ranker:
     @torch.no_grad()
     def search(self, requests: Requests, beam: int, free: bool = False) -> Beams:
         """The beams themselves; `free` leaves the trie out, which shows what the model learned of legality."""
-        return self._search(requests, beam, None if free else self.trie)[1]
-
-    def _search(self, requests: Requests, beam: int, trie: Trie | None) -> tuple[ContextKV, Beams]:
-        kv = self._encode(requests)
-        return kv, beam_search(self.decoder, kv, trie, beam)
+        return beam_search(self.decoder, self._encode(requests), None if free else self.trie, beam)
 
     def _encode(self, requests: Requests) -> ContextKV:
         return self.decoder.eval().encode(requests, self.items)

@@ -79,6 +79,23 @@ def test_candidates_come_once_with_both_scores_and_masks_hold_for_both_ways() ->
     assert torch.isneginf(fused_scores(found, 0.0)[found.items < 0]).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_codes_that_cannot_matter_are_left_out_and_the_best_are_the_same(name: str) -> None:
+    decoder = small_decoder(**HEAD, **ARCHITECTURES[name]).eval()
+    for head in decoder.heads:
+        head.weight.mul_(8)  # codes that differ: else every candidate could be among the best
+    decoder.item_head.share.fill_(0.3)
+    requests, ranker = random_requests(12, 40, history=9), Ranker(decoder, ITEMS, trie_of(ITEMS))
+    everything, needed = ranker.candidates(requests, 6), ranker.candidates(requests, 6, best=4)
+    left_out = (everything.code_log_probs != needed.code_log_probs).any(2)
+    assert left_out.any() and torch.equal(everything.items, needed.items)
+    assert (needed.code_log_probs >= everything.code_log_probs - 1e-5).all()
+    whole, ranking = best_of(everything, fused_scores(everything, 0.3), 4), ranker.ranking(requests, 4, 6)
+    assert torch.equal(ranking.items, whole.items)
+    assert torch.allclose(ranking.log_probs, whole.log_probs, atol=1e-5)
+
+
 def test_the_head_alone_ranks_as_the_search_with_codes_that_count_for_nothing() -> None:
     decoder = small_decoder(**HEAD).eval()
     decoder.item_head.share.fill_(1.0)

@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long test-gpu format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-table-optimizer bench-semantic-ids compare-inputs compare-architectures compare-organisation soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long test-gpu format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-table-optimizer bench-semantic-ids compare-inputs compare-architectures compare-organisation scaling soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -96,6 +96,9 @@ compare-architectures: setup  ## the lazy decoder beside its peers at equal para
 
 compare-organisation: setup  ## ways to organise impressions at equal compute, CONFIG= and DATA=; FULL=1: seeds
 	$(BIN)/python -m benchmarks.compare_organisation --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))
+
+scaling: setup  ## loss against parameters and operations, and the law that fits; CONFIG= and DATA=; FULL=1: seeds, a larger one
+	$(BIN)/python -m benchmarks.scaling --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))
 
 bench-codebooks: setup  ## ways to make semantic ids side by side, as in OneRec-V1's Table 11; FULL=1: three seeds
 	$(BIN)/python -m benchmarks.codebooks

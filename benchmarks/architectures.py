@@ -233,9 +233,8 @@ def cells(grid: bool) -> list[Cell]:
             requests = 128 if GPU else {64: 16, 256: 8, 512: 4}[context]
             for system in systems:
                 alone = system == T5 and not GPU  # it takes as long for a request as others for many
-                found.append(
-                    Cell(system, size, context, 1 if alone else requests, 20 if GPU or FULL else 4 if alone else 8)
-                )
+                steps = 4 if alone else 20 if GPU or FULL else 8
+                found.append(Cell(system, size, context, 1 if alone else requests, steps))
     return found
 
 

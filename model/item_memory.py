@@ -80,6 +80,11 @@ class Recalled:
         place_hK = (self.request_H[here] - start)[:, None] * (M + 1) + memory.near[rows_h]
         scores.scatter_add_(0, place_hK.flatten(), (memory.similarity[rows_h] * self.weight_H[here, None]).flatten())
         scores_BN = scores.view(B, M + 1)[:, torch.where(self.rows_N < 0, M, self.rows_N)]
-        sum_B1 = scores_BN.sum(1, keepdim=True)
-        share_BN = memory.weight * scores_BN / torch.where(sum_B1 > 0, sum_B1, 1.0)
-        return torch.where(sum_B1 > 0, torch.logaddexp(log_BN + (1 - memory.weight).log(), share_BN.log()), log_BN)
+        return mix(log_BN, scores_BN, memory.weight)
+
+
+def mix(log_BN: Tensor, scores_BN: Tensor, weight: Tensor) -> Tensor:
+    """Log-probabilities of (1 - weight) p + weight scores / sum of scores; a row whose scores are all 0 keeps its own."""
+    sum_B1 = scores_BN.sum(1, keepdim=True)
+    share_BN = weight * scores_BN / torch.where(sum_B1 > 0, sum_B1, 1.0)
+    return torch.where(sum_B1 > 0, torch.logaddexp(log_BN + (1 - weight).log(), share_BN.log()), log_BN)

@@ -1,8 +1,8 @@
 """The baselines, each fitted on the train positives and tuned on validation requests alone.
 
-What is tuned: the half-life of popularity, the neighbourhood of ItemKNN, dropout and epoch of SASRec; always by NDCG@10
-over the validation targets. Test requests never come near this file. A budget in seconds makes SASRec's epoch count
-depend on the machine; without one the fit is repeatable for a number of threads.
+What is tuned: the half-life of popularity, the neighbourhood of ItemKNN, dropout and epoch of SASRec, the weight of ItemKNN
+where SASRec is mixed with it; always by NDCG@10 over the validation targets. Test requests never come near this file. A
+budget in seconds makes SASRec's epoch count depend on the machine; without one the fit repeats for a number of threads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -19,16 +19,18 @@ import torch
 from torch import Tensor
 
 from model.itemknn import ItemKnn, KnnSettings, both_ways, co_occurrence, nearest
+from model.mixed_ranker import MixedRanker
 from model.popularity import Popularity
-from model.positives import Positives
+from model.positives import Positives, ScoreRanker
 from model.ranking_metrics import ndcg_at, recall_at, target_ranks
 from model.requests import Requests
 from model.sasrec import Sasrec, SasrecRanker, SasrecSize
 from model.sequence_windows import Windows, cut_windows
-from schemas.config import EvaluateConfig
+from schemas.config import SASREC_ITEMKNN, EvaluateConfig
 
 HALF_LIVES_DAYS = (math.inf, 3.0, 1.0)
 SHRINKAGES = (5.0, 20.0)
+MEMORIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # weights of ItemKNN beside another's probabilities
 PATIENCE = 10  # epochs without a better validation before SASRec stops
 DEPTH = 10
 
@@ -181,8 +183,29 @@ class SasrecTraining:
             self.fitting.on_best(self.best)
 
 
+def fit_sasrec_itemknn(fitting: Fitting, fitted: Mapping[str, Fitted]) -> Fitted:
+    """SASRec with ItemKNN as its memory, both as they were fitted: what the model's item head has, too."""
+    sasrec, itemknn = (fitted[name].system for name in ("sasrec", "itemknn"))
+    assert isinstance(sasrec, ScoreRanker) and isinstance(itemknn, ScoreRanker)
+    tried = []
+    for weight in MEMORIES:
+        system = MixedRanker(sasrec, itemknn, weight)
+        tried.append((fitting.score(system), weight, system))
+    score, weight, system = max(tried, key=lambda each: each[0]["ndcg@10"])
+    return Fitted(system, {"weight": weight, "validation": score})
+
+
 FITS: dict[str, Callable[[Fitting], Fitted]] = {
     "popularity": fit_popularity,
     "itemknn": fit_itemknn,
     "sasrec": fit_sasrec,
 }
+
+
+def fit_baselines(fitting: Fitting) -> dict[str, Fitted]:
+    """Those of the configuration, in its order."""
+    fitted: dict[str, Fitted] = {}
+    for name in fitting.config.baselines:
+        fitted[name] = fit_sasrec_itemknn(fitting, fitted) if name == SASREC_ITEMKNN else FITS[name](fitting)
+        fitting.say(f"{name}: validation ndcg@10 {fitted[name].chosen['validation']['ndcg@10']:.4f}")
+    return fitted

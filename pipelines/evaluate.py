@@ -22,7 +22,7 @@ from model.positives import Positives, take_rows
 from model.ranker import Ranker
 from model.requests import Requests
 from pipelines import report_plots
-from pipelines.baselines import FITS, Fitted, Fitting, System
+from pipelines.baselines import Fitted, Fitting, System, fit_baselines
 from pipelines.bundle import build_trie
 from pipelines.candidates import model_folder
 from pipelines.catalogue import Catalogue, load_catalogue
@@ -111,14 +111,6 @@ def fitting_of(context: StageContext, data: EvaluationData) -> Fitting:
         dated=context.config.split.by == "days",
         say=context.say,
     )
-
-
-def fit_baselines(fitting: Fitting) -> dict[str, Fitted]:
-    fitted: dict[str, Fitted] = {}
-    for name in fitting.config.baselines:
-        fitted[name] = FITS[name](fitting)
-        fitting.say(f"{name}: validation ndcg@10 {fitted[name].chosen['validation']['ndcg@10']:.4f}")
-    return fitted
 
 
 def load_ranker(context: StageContext, catalogue: Catalogue) -> Ranker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table as Grid
@@ -12,7 +13,7 @@ from pipelines.runner import Outcome
 from pipelines.summary import Summary
 
 WIDTH = 160  # of what goes into a file or a pipe
-SYSTEMS = ("model", "popularity", "itemknn", "sasrec")
+SYSTEMS = ("model", "popularity", "itemknn", "sasrec", "sasrec_itemknn")  # the order in which they are shown, others last
 
 
 def stage_answer(outcome: Outcome) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def metrics_grid(evaluated: dict[str, Any]) -> Grid:
     grid.add_column("system")
     for name in names:
         grid.add_column(name, justify="right")
-    for system in sorted(metrics, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS)):
+    for system in in_order(metrics):
         cells = [metrics[system].get(name) for name in names]
         grid.add_row(system, *(interval_text(cell).replace(" [", "\n[") for cell in cells))
     return grid
@@ -118,3 +119,7 @@ def sample_lines(samples: list[dict[str, Any]]) -> list[str]:
             f"    {mark} {place}. {text}" for place, (mark, text) in enumerate(zip(marks, sample["items"], strict=True), 1)
         )
     return lines
+
+
+def in_order(systems: Iterable[str]) -> list[str]:
+    return sorted(systems, key=lambda system: SYSTEMS.index(system) if system in SYSTEMS else len(SYSTEMS))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from pipelines import report_plots as plots
 from pipelines.codebook_report import quality
-from pipelines.outcome import SYSTEMS, interval_text
+from pipelines.outcome import in_order, interval_text
 from pipelines.summary import Summary
 from schemas.lake import Lake
 from schemas.loader import to_mapping
@@ -48,6 +48,7 @@ def content(summary: Summary) -> dict[str, Any]:
         "metric_names": metric_names(evaluated),
         "differences": difference_rows(evaluated),
         "evaluated": evaluated,
+        "systems": in_order(evaluated.get("metrics", {})),
         "breakdowns": breakdown_rows(evaluated),
         "samples": summary.samples,
         "model": summary.manifests["register"].get("model") or {},
@@ -66,8 +67,7 @@ def metric_names(evaluated: dict[str, Any]) -> list[str]:
 
 def metric_rows(evaluated: dict[str, Any]) -> list[tuple[str, list[str]]]:
     metrics = evaluated.get("metrics", {})
-    ordered = sorted(metrics, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS))
-    return [(system, [interval_text(metrics[system].get(n)) for n in metric_names(evaluated)]) for system in ordered]
+    return [(s, [interval_text(metrics[s].get(n)) for n in metric_names(evaluated)]) for s in in_order(metrics)]
 
 
 def difference_rows(evaluated: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -78,10 +78,10 @@ def difference_rows(evaluated: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 def breakdown_rows(evaluated: dict[str, Any]) -> list[tuple[str, str, int, list[str]]]:
     """(kind, group, targets, recall@10 of each system in order)."""
-    rows = []
+    rows, systems = [], in_order(evaluated.get("metrics", {}))
     for kind, groups in evaluated.get("breakdowns", {}).items():
         for group, cell in groups.items():
-            values = [cell["recall@10"].get(system) for system in SYSTEMS]
+            values = [cell["recall@10"].get(system) for system in systems]
             rows.append((kind, group, cell["targets"], ["-" if v is None else f"{v:.4f}" for v in values]))
     return rows
 

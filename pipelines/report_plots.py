@@ -11,7 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = {"model": "#c1440e", "popularity": "#9aa5b1", "itemknn": "#52606d", "sasrec": "#1f77b4", "oracle": "#2f9e44"}
+COLOURS = {
+    "model": "#c1440e",
+    "popularity": "#9aa5b1",
+    "itemknn": "#52606d",
+    "sasrec": "#1f77b4",
+    "sasrec_itemknn": "#7048a0",
+    "oracle": "#2f9e44",
+}
 INK = "#323f4b"
 OTHER = "#829ab1"
 ACCENT = "#c1440e"

@@ -18,14 +18,13 @@ from model.ranker import Ranker, best_of
 from model.ranking_metrics import ndcg_at, target_ranks
 from model.requests import Requests
 from model.trie import Trie
-from pipelines.baselines import Fitting, fit_itemknn
+from pipelines.baselines import MEMORIES, Fitting, fit_itemknn
 from pipelines.bundle import build_trie
 from pipelines.training_data import TrainingData
 
 NDCG = "validation_ndcg"
 RANKED, CUTOFF = 500, 10  # requests that are ranked, and at which place
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-MEMORIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # weights of the item head's memory
 
 
 class Validation:

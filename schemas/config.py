@@ -356,6 +356,9 @@ class AlignConfig:
         require(0 < self.top_share < 1, "align.top_share", "must lie between 0 and 1")
 
 
+SASREC_ITEMKNN = "sasrec_itemknn"  # the two mixed
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Whole-catalogue, item-level ranking of every test positive, beside the baselines."""
@@ -369,7 +372,11 @@ class EvaluateConfig:
     bootstrap: int = 1000  # resamples of users
     confidence: float = 0.95
     seed: int = 0
-    baselines: tuple[Literal["popularity", "itemknn", "sasrec"], ...] = ("popularity", "itemknn", "sasrec")
+    baselines: tuple[Literal["popularity", "itemknn", "sasrec", "sasrec_itemknn"], ...] = (
+        "popularity",
+        "itemknn",
+        "sasrec",
+    )
     itemknn_neighbours: tuple[int, ...] = (50, 200)  # tried on validation
     itemknn_recency: tuple[float, ...] = (0.5, 0.8, 1.0)  # decay of older context items, tried on validation
     sasrec_width: int = 128
@@ -380,6 +387,11 @@ class EvaluateConfig:
     sasrec_epochs: int = 10
     sasrec_batch_tokens: int = 1024  # small batches: many steps in few epochs
     sasrec_seconds: float | None = None  # stop training when the budget is spent; null: never
+
+    def __post_init__(self) -> None:
+        before = self.baselines[: self.baselines.index(SASREC_ITEMKNN)] if SASREC_ITEMKNN in self.baselines else ()
+        both = SASREC_ITEMKNN not in self.baselines or {"sasrec", "itemknn"} <= set(before)
+        require(both, "evaluate.baselines", f"must name itemknn and sasrec before {SASREC_ITEMKNN}, which mixes them")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.lazy_decoder import LazyDecoder
-from model.positives import Positives
+from model.mixed_ranker import MixedRanker
+from model.positives import Positives, ScoreRanker
 from model.requests import Requests
 from pipelines import evaluate
-from pipelines.baselines import FITS, Fitting
+from pipelines.baselines import Fitting, fit_baselines
 from pipelines.checkpoints import save_model
 from pipelines.evaluation_data import positive_queries, positive_targets
 from pipelines.example_roles import role_events
@@ -108,7 +109,8 @@ def train_and_test(poisoned: bool):
 
 
 def test_no_test_event_reaches_a_fitted_baseline():
-    config = EvaluateConfig(sasrec_width=8, sasrec_epochs=2, sasrec_batch_tokens=16)
+    systems = ("popularity", "itemknn", "sasrec", "sasrec_itemknn")
+    config = EvaluateConfig(baselines=systems, sasrec_width=8, sasrec_epochs=2, sasrec_batch_tokens=16)
     lists = []
     for poisoned in (False, True):
         tables = [train_and_test(poisoned)]
@@ -116,12 +118,40 @@ def test_no_test_event_reaches_a_fitted_baseline():
         positives = Positives.of(rows.user_ids, rows.ts_us, rows.item_ids, ITEMS)
         validation = [requests_by_hand([[1, 2]], [[3]])]
         fitting = Fitting(positives, validation, POSITIVE, config)
-        fitted = {name: fit(fitting) for name, fit in FITS.items()}
+        fitted = fit_baselines(fitting)
+        assert tuple(fitted) == systems
         asked = requests_by_hand([[], [4], [2, 5, 1]])
         lists.append({name: (found.chosen, found.system.rank(asked, ITEMS).tolist()) for name, found in fitted.items()})
         test = positive_targets(tables, BY_DAY, "test", POSITIVE)
         assert len(test.item_ids) == (36 if poisoned else 12)
     assert lists[0] == lists[1]
+
+
+class Scored(ScoreRanker):
+    """The same scores whatever the requests."""
+
+    def __init__(self, scores_RN: torch.Tensor) -> None:
+        self.scores_RN = scores_RN
+
+    @property
+    def num_items(self) -> int:
+        return self.scores_RN.shape[1]
+
+    def scores(self, requests: Requests) -> torch.Tensor:
+        return self.scores_RN
+
+
+def test_a_mixed_baseline_adds_probabilities_and_needs_both():
+    generator = torch.Generator().manual_seed(0)
+    logits, shares = torch.randn(3, ITEMS, generator=generator), torch.rand(3, ITEMS, generator=generator)
+    shares[1] = 0  # nothing known
+    mixed = MixedRanker(Scored(logits), Scored(shares), 0.3).scores(requests_by_hand([[1], [2], [3]], [[4]] * 3))
+    found = mixed.exp()
+    wanted = logits.softmax(1)
+    wanted[[0, 2]] = 0.7 * wanted[[0, 2]] + 0.3 * shares[[0, 2]] / shares[[0, 2]].sum(1, keepdim=True)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="must name itemknn and sasrec before sasrec_itemknn"):
+        EvaluateConfig(baselines=("sasrec", "sasrec_itemknn", "itemknn"))
 
 
 def test_only_positive_targets_and_requests_with_one_are_queries():

@@ -1,0 +1,29 @@
+"""Two baselines in one: probabilities of one mixed with the scores of another, as the item head's are with its memory's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.item_memory import mix
+from model.positives import ScoreRanker
+from model.requests import Requests
+
+
+@dataclass
+class MixedRanker(ScoreRanker):
+    """`weight`, in [0, 1], is that of `memory`, whose scores are not negative; `logits` gives the rest."""
+
+    logits: ScoreRanker
+    memory: ScoreRanker
+    weight: float
+
+    @property
+    def num_items(self) -> int:
+        return self.logits.num_items
+
+    def scores(self, requests: Requests) -> Tensor:
+        log_RN = torch.log_softmax(self.logits.scores(requests), dim=1)
+        return mix(log_RN, self.memory.scores(requests), torch.tensor(self.weight))

@@ -14,7 +14,8 @@ share   the rate of those operations to that of the device's own product of matr
     python -m benchmarks.architectures [--grid] [--only SYSTEM] [--fresh]
 
 On a CPU a cell is a process with one thread, in float32; on a GPU cells follow each other, in bfloat16, and the paper's
-sizes come first. A cell that is in benchmarks/out is not measured again. FULL=1: 20 steps on a CPU, 30M parameters, too.
+sizes come first. A cell that is in benchmarks/out is not measured again; a plot lies there. FULL=1: 20 steps on a CPU and
+30M parameters.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from benchmarks.full_requests import full_requests, random_items
 from model.architectures import build_decoder
 from model.device_rate import peak_rate
 from model.flops import FORWARD_AND_BACKWARD, forward_flops, parameters
+from pipelines.report_plots import canvas
 from schemas.model_config import ModelConfig, MoeConfig
 from schemas.model_sizes import CODES, SIZES, peers
 
@@ -276,6 +278,7 @@ def main() -> None:
     head = "size | context | requests | system | width | parameters, M | GFLOPs | of lazy | counted | ms | of lazy | peak"
     print(f"| {head} | share |\n|{'---|' * (head.count('|') + 2)}")
     lazy: dict[str, Any] = {}
+    drawn: dict[Cell, dict[str, Any]] = {}
     for cell in cells(options.grid):
         if options.only and cell.system not in ("lazy", *options.only):
             continue
@@ -286,10 +289,30 @@ def main() -> None:
             torch.cuda.empty_cache()
             continue
         lazy = row if cell.system == "lazy" else lazy
+        drawn[cell] = row
         gflops, ms = (f"{row[name] / lazy[name]:.2f}" for name in ("gflops", "ms"))
         figures = f"{row['width']} | {row['parameters'] / 1e6:,.1f} | {row['gflops']:.4g} | {gflops} | {row['counted']:.3f}"
         speed = f"{row['ms']:.4g} | {ms} | {row['peak']:,.0f} | {row['share']:.2f}"
         print(f"| {cell.size} | {cell.context} | {cell.requests} | {cell.system} | {figures} | {speed} |", flush=True)
+    if not options.grid:
+        print(f"\nplot: {plot(drawn)}")
+
+
+def plot(rows: dict[Cell, dict[str, Any]]) -> Path:
+    """Operations and time of a sample by the length of the context, at the last size; an SVG file."""
+    size = next(reversed(rows)).size
+    figure, axes = canvas(width=8.0, height=3.2, columns=2)
+    for axis, figures, label in zip(axes, ("gflops", "ms"), ("GFLOPs a target", "ms a target"), strict=True):
+        for system in dict.fromkeys(cell.system for cell in rows):
+            points = [
+                (cell.context, row[figures]) for cell, row in rows.items() if (cell.system, cell.size) == (system, size)
+            ]
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=system)
+        axis.set(xscale="log", yscale="log", xlabel=f"context tokens, {size} parameters", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8)
+    file = OUT.with_suffix(".svg")
+    figure.savefig(file, metadata={"Date": None})
+    return file
 
 
 if __name__ == "__main__":

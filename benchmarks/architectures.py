@@ -45,7 +45,7 @@ from benchmarks.full_requests import full_requests, random_items
 from model.architectures import build_decoder
 from model.device_rate import peak_rate
 from model.flops import FORWARD_AND_BACKWARD, forward_flops, parameters
-from pipelines.report_plots import canvas
+from pipelines.report_plots import canvas, save_svg
 from schemas.model_config import ModelConfig, MoeConfig
 from schemas.model_sizes import CODES, SIZES, peers
 
@@ -308,10 +308,16 @@ def plot(rows: dict[Cell, dict[str, Any]]) -> Path:
                 (cell.context, row[figures]) for cell, row in rows.items() if (cell.system, cell.size) == (system, size)
             ]
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=system)
-        axis.set(xscale="log", yscale="log", xlabel=f"context tokens, {size} parameters", ylabel=label)
+        axis.set(xscale="log", yscale="log")
+        axis.minorticks_off()
+        contexts = sorted({cell.context for cell in rows if cell.size == size})
+        axis.set_xticks(contexts, [str(context) for context in contexts])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel(f"context tokens, {size} parameters", fontsize=8)
+        axis.set_ylabel(label, fontsize=8)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8)
     file = OUT.with_suffix(".svg")
-    figure.savefig(file, metadata={"Date": None})
+    save_svg(figure, file)
     return file
 
 

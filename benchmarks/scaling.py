@@ -37,7 +37,7 @@ from model.positives import keep_targets
 from model.ranking_metrics import bootstrap_means
 from pipelines.cli import overrides
 from pipelines.evaluate import ranker_of
-from pipelines.report_plots import ACCENT, FAINT, INK, canvas
+from pipelines.report_plots import ACCENT, FAINT, INK, canvas, save_svg
 from schemas.calendar import Calendar
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
@@ -189,7 +189,7 @@ def plot(rows: Sequence[Sequence[Row]], name: str) -> str:
     axes[0].set_title("once over the log, test days", fontsize=9, color=INK)
     axes[1].set_title("faint: in training", fontsize=9, color=INK)
     file = OUT / "scaling" / f"{name}.svg"
-    figure.savefig(file, metadata={"Date": None})
+    save_svg(figure, file)
     return str(file)
 
 

@@ -1,9 +1,9 @@
 """Loss against parameters and operations, and the law that fits it: the form of OneRec-V2's scaling law.
 
 Models of one depth and several widths pass once over the train days of a log that is large enough not to be repeated. The
-loss is the mean over codes and positive targets of the test days. The learning rate falls as 1 / sqrt(parameters), as the
-report's does, from that of the configuration at its own width. Parameters are those of blocks, heads and what makes keys
-and values; tables of embeddings hardly grow with the width and are left out.
+loss is the mean over codes and positive targets of the test days; an item head is left out. The learning rate falls as
+1 / sqrt(parameters), as the report's does, from that of the configuration at its own width. Parameters are those of blocks,
+heads and what makes keys and values; tables of embeddings hardly grow with the width and are left out.
 
     L(x) = E + A / x^alpha      x the parameters, or the operations of the whole training
 
@@ -85,9 +85,12 @@ def fit_laws(x_S: np.ndarray, loss_DS: np.ndarray) -> Laws:
 
 def of_width(config: Config, width: int, seed: int) -> Config:
     heads = max(1, width // HEAD)
-    model = replace(config.model, d_model=width, heads=heads, g_kv=heads)
+    fields = tuple(name for name in config.model.fields if name != "item")
+    codes_alone = replace(config.model, item_head=False, item_neighbours=0, item_rows=0, fields=fields)
+    model = replace(codes_alone, d_model=width, heads=heads, g_kv=heads)
     rate = config.train.learning_rate * config.model.d_model / width  # at one depth parameters grow with the square
-    return replace(config, model=model, train=replace(config.train, epochs=1, learning_rate=rate, seed=seed))
+    train = replace(config.train, epochs=1, learning_rate=rate, seed=seed, item_start="random")
+    return replace(config, model=model, train=train)
 
 
 def measured(config: Config, calendar: Calendar) -> Row:

@@ -72,7 +72,7 @@ def test_the_last_line_says_what_was_built(ran: dict[str, Any]) -> None:
     assert answer["status"] == "done"
     served = {"recommendations"} if answer["model"]["promoted"] else set()
     assert set(answer["tables"]) == set(answer["rows"]) == WRITTEN | served
-    assert set(answer["metrics"]) == {"model", "popularity", "itemknn", "sasrec"}
+    assert set(answer["metrics"]) == {"model", "popularity", "itemknn", "sasrec", "sasrec_itemknn"}
     for cells in answer["metrics"].values():
         assert {"recall@5", "recall@10", "recall@50", "recall@500", "ndcg@5", "ndcg@10", "ndcg@50"} <= set(cells)
         assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1 for cell in cells.values())

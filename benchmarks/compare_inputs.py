@@ -23,8 +23,6 @@ ITEM_ROWS, NEIGHBOURS = 20_000, 200  # the most engaged items, and those beside 
 
 def with_items(config: Config) -> Config:
     """The context shows the item's own id, too."""
-    if "item" in config.model.fields:
-        return config
     return changed("model", fields=("item", *config.model.fields), item_rows=ITEM_ROWS)(config)
 
 

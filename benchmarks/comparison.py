@@ -1,8 +1,9 @@
 """Rows of a comparison: models that differ from a configuration in one thing each, trained and ranked alike.
 
-Every row makes what its change makes stale, trains on the train days without alignment, and ranks the whole catalogue for
-every held-out request. Intervals of 95 % resample users; those of differences to the configuration are paired. They know
-nothing of seeds, so a difference counts where it is beyond both its interval and the rows with another seed.
+All start from the configuration without its item head, which would hide what codes do; rows may add one. Every row makes
+what its change makes stale, trains on the train days without alignment, and ranks the whole catalogue for every held-out
+request. Intervals of 95 % resample users; those of differences to the configuration are paired. They know nothing of seeds,
+so a difference counts where it is beyond both its interval and the rows with another seed.
 
 Columns beside the metrics, chosen by `Comparison.columns`:
 
@@ -45,6 +46,7 @@ from schemas.calendar import Calendar
 from schemas.config import Config
 from schemas.lineage import EVALUATE, TRAIN, StagePlan, StageSpec, digest
 from schemas.loader import load_config, to_mapping
+from schemas.model_config import ModelConfig
 
 OUT = Path(__file__).resolve().parent / "out"
 CUTOFF, RESAMPLES, CONFIDENCE = 10, 1000, 0.95
@@ -72,6 +74,21 @@ def changed(section: str, **settings: Any) -> Change:
     return lambda config: replace(config, **{section: replace(getattr(config, section), **settings)})
 
 
+def codes_alone(config: Config) -> Config:
+    """Without an item head, its memory, and ids of items in the context."""
+    fields = tuple(name for name in config.model.fields if name != "item")
+    plain = ModelConfig()
+    model = replace(
+        config.model,
+        fields=fields,
+        item_rows=plain.item_rows,
+        item_head=plain.item_head,
+        item_head_codes=plain.item_head_codes,
+        item_neighbours=plain.item_neighbours,
+    )
+    return replace(config, model=model, train=replace(config.train, item_start="random"))
+
+
 def with_seeds(rows: Mapping[str, Change]) -> dict[str, Change]:
     """The rows, and each of them with two further seeds of training."""
 
@@ -89,7 +106,7 @@ def main(comparison: Comparison, page: str) -> None:
     parser.add_argument("--only", action="append", default=[], help="these rows alone, beside the configuration's own")
     parser.add_argument("--fresh", action="store_true", help="measure every row again")
     options = parser.parse_args()
-    config = load_config(options.config, overrides(options.set))
+    config = codes_alone(load_config(options.config, overrides(options.set)))
     folder = OUT / comparison.name
     calendar = prepare(config, comparison.shared)
     rows: dict[str, Row] = {}

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.comparison import CONFIDENCE, OUT, RESAMPLES, Row, kept_or_made, trained
+from benchmarks.comparison import CONFIDENCE, OUT, RESAMPLES, Row, codes_alone, kept_or_made, trained
 from benchmarks.lakes import prepare
 from model.decoder import code_nll
 from model.flops import parameters
@@ -85,12 +85,9 @@ def fit_laws(x_S: np.ndarray, loss_DS: np.ndarray) -> Laws:
 
 def of_width(config: Config, width: int, seed: int) -> Config:
     heads = max(1, width // HEAD)
-    fields = tuple(name for name in config.model.fields if name != "item")
-    codes_alone = replace(config.model, item_head=False, item_neighbours=0, item_rows=0, fields=fields)
-    model = replace(codes_alone, d_model=width, heads=heads, g_kv=heads)
+    model = replace(config.model, d_model=width, heads=heads, g_kv=heads)
     rate = config.train.learning_rate * config.model.d_model / width  # at one depth parameters grow with the square
-    train = replace(config.train, epochs=1, learning_rate=rate, seed=seed, item_start="random")
-    return replace(config, model=model, train=train)
+    return replace(config, model=model, train=replace(config.train, epochs=1, learning_rate=rate, seed=seed))
 
 
 def measured(config: Config, calendar: Calendar) -> Row:
@@ -128,7 +125,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--fresh", action="store_true", help="train every model again")
     options = parser.parse_args()
-    config = load_config(options.config, overrides(options.set))
+    config = codes_alone(load_config(options.config, overrides(options.set)))
     calendar = prepare(config, (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE))
     folder = OUT / "scaling"
     rows = []

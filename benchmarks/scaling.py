@@ -48,6 +48,7 @@ WIDTHS = (16, 32, 48, 64, 96, 128) + ((192,) if FULL else ())
 SEEDS = (0, 1, 2) if FULL else (0,)
 HEAD = 32  # values of an attention head, where the width has so many
 ALPHAS = np.arange(0.02, 2.001, 0.01)
+CURVE = 3  # every which report of training is drawn
 TINY = 1e-6  # nats: a floor of zero, rounded
 
 
@@ -182,8 +183,10 @@ def plot(rows: Sequence[Sequence[Row]], name: str) -> str:
         with_law(axis, x_S, loss_DS)
         axis.set_xlabel(label, fontsize=8)
     for of_seeds in rows:
-        axes[1].plot(of_seeds[0]["tflop"], of_seeds[0]["curve"], color=FAINT, linewidth=0.8, zorder=0)
+        tflop, curve = (of_seeds[0][name][::CURVE] for name in ("tflop", "curve"))
+        axes[1].plot(tflop, curve, color=FAINT, linewidth=0.8, zorder=0)
     low, high = loss_DS[0].min(), loss_DS[0].max()
+    axes[1].set_xlim(left=rows[0][0]["tflop"][-1] / 10)
     axes[1].set_ylim(low - 0.1 * (high - low), high + (high - low))  # the curves come from above
     axes[0].set_ylabel("nats a code", fontsize=8)
     axes[0].set_title("once over the log, test days", fontsize=9, color=INK)
@@ -201,6 +204,7 @@ def with_law(axis: Axes, x_S: np.ndarray, loss_DS: np.ndarray) -> None:
     axis.plot(grid, curves[0], color=ACCENT, linewidth=1.4)
     axis.plot(x_S, loss_DS[0], "o", color=INK, markersize=4)
     axis.set_xscale("log")
+    axis.minorticks_off()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def filled(config: Config, days: tuple[datetime.date, ...] = DAYS) -> Lake:
 
 def command(config: Config, *more: str) -> int:
     places = ["--set", f"lake={config.lake}", "--set", f"tracking_uri={config.tracking_uri}"]
+    places += ["--set", f"tokenize.collisions={config.tokenize.collisions}"]
     return main(["drift", "--config", str(REPOSITORY / "conf" / "demo.yaml"), *places, *more])
 
 

@@ -72,7 +72,7 @@ class MixtureOfExperts(nn.Module):
         out_MD = torch.zeros_like(x_MD, dtype=done.dtype).index_add(0, rows, done)
         if self.shared is not None:
             out_MD = out_MD + self.shared(x_MD)
-        return out_MD.view(*x.shape[:-1], -1).to(x.dtype)
+        return out_MD.view(x.shape).to(x.dtype)
 
     def route(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [M, A]: the chosen experts; [M, A]: their gates."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from model.fused_ranking import fused_scores
 from model.ranker import Ranker, best_of
 from model.trie import Trie
-from schemas.model_config import ModelConfig
+from schemas.model_config import ModelConfig, MoeConfig
 from tests.model.requests import catalogue, only_row, random_requests, small_decoder
 
 ITEMS = catalogue(40)
@@ -21,6 +21,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "session": {"target": "session"},
     "encoder-decoder": {"architecture": "encoder_decoder", "encoder_layers": 1},
     "decoder-only": {"architecture": "decoder_only"},
+    "experts": {"moe": MoeConfig(experts=4, active=2, shared=1, width=16, first_dense=1)},
 }
 
 

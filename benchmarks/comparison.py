@@ -46,7 +46,6 @@ from schemas.calendar import Calendar
 from schemas.config import Config
 from schemas.lineage import EVALUATE, TRAIN, StagePlan, StageSpec, digest
 from schemas.loader import load_config, to_mapping
-from schemas.model_config import ModelConfig
 
 OUT = Path(__file__).resolve().parent / "out"
 CUTOFF, RESAMPLES, CONFIDENCE = 10, 1000, 0.95
@@ -77,16 +76,8 @@ def changed(section: str, **settings: Any) -> Change:
 def codes_alone(config: Config) -> Config:
     """Without an item head, its memory, and ids of items in the context."""
     fields = tuple(name for name in config.model.fields if name != "item")
-    plain = ModelConfig()
-    model = replace(
-        config.model,
-        fields=fields,
-        item_rows=plain.item_rows,
-        item_head=plain.item_head,
-        item_head_codes=plain.item_head_codes,
-        item_neighbours=plain.item_neighbours,
-    )
-    return replace(config, model=model, train=replace(config.train, item_start="random"))
+    model = changed("model", fields=fields, item_rows=0, item_head=False, item_head_codes=True, item_neighbours=0)
+    return model(changed("train", item_start="random")(config))
 
 
 def with_seeds(rows: Mapping[str, Change]) -> dict[str, Change]:
@@ -98,15 +89,25 @@ def with_seeds(rows: Mapping[str, Change]) -> dict[str, Change]:
     return {**rows, **{f"{name}, seed {seed}": seeded(row, seed) for name, row in rows.items() for seed in (1, 2)}}
 
 
-def main(comparison: Comparison, page: str) -> None:
-    """The command line of a comparison, whose module says `page` of itself."""
+def parser_of(page: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=page, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--only", action="append", default=[], help="these rows alone, beside the configuration's own")
     parser.add_argument("--fresh", action="store_true", help="measure every row again")
+    return parser
+
+
+def start(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
+    """The options, and the configuration that all rows start from."""
     options = parser.parse_args()
-    config = codes_alone(load_config(options.config, overrides(options.set)))
+    return options, codes_alone(load_config(options.config, overrides(options.set)))
+
+
+def main(comparison: Comparison, page: str) -> None:
+    """The command line of a comparison, whose module says `page` of itself."""
+    parser = parser_of(page)
+    parser.add_argument("--only", action="append", default=[], help="these rows alone, beside the configuration's own")
+    options, config = start(parser)
     folder = OUT / comparison.name
     calendar = prepare(config, comparison.shared)
     rows: dict[str, Row] = {}

@@ -19,29 +19,26 @@ of every one, whose mean is then fitted.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from benchmarks.comparison import CONFIDENCE, OUT, RESAMPLES, Row, codes_alone, kept_or_made, trained
+from benchmarks.comparison import CONFIDENCE, OUT, RESAMPLES, Row, kept_or_made, parser_of, start, trained
 from benchmarks.lakes import prepare
 from model.decoder import code_nll
 from model.flops import parameters
 from model.positives import keep_targets
 from model.ranking_metrics import bootstrap_means
-from pipelines.cli import overrides
 from pipelines.evaluate import ranker_of
 from pipelines.report_plots import ACCENT, FAINT, INK, canvas, save_svg
 from schemas.calendar import Calendar
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
-from schemas.loader import load_config
 
 FULL = os.environ.get("FULL") == "1"
 WIDTHS = (16, 32, 48, 64, 96, 128) + ((192,) if FULL else ())
@@ -49,6 +46,7 @@ SEEDS = (0, 1, 2) if FULL else (0,)
 HEAD = 32  # values of an attention head, where the width has so many
 ALPHAS = np.arange(0.02, 2.001, 0.01)
 CURVE = 3  # every which report of training is drawn
+BOUNDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)  # quantiles
 TINY = 1e-6  # nats: a floor of zero, rounded
 
 
@@ -116,17 +114,12 @@ def measured(config: Config, calendar: Calendar) -> Row:
 
 
 def interval(draws_D: np.ndarray, digits: int = 3) -> str:
-    low, high = np.quantile(draws_D, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(draws_D, BOUNDS)
     return f"{draws_D[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--fresh", action="store_true", help="train every model again")
-    options = parser.parse_args()
-    config = codes_alone(load_config(options.config, overrides(options.set)))
+    options, config = start(parser_of(__doc__))
     calendar = prepare(config, (SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE))
     folder = OUT / "scaling"
     rows = []
@@ -138,8 +131,9 @@ def main() -> None:
                 kept_or_made(file, of_width(config, width, seed), options.fresh, lambda made: measured(made, calendar))
             )
         rows.append(of_seeds)
-    print("\n".join(page(rows)))
-    print(f"\nplot: {plot(rows, config.name)}")
+    loss_DS, sizes = draws(rows), sizes_of(rows)
+    print("\n".join(page(rows, loss_DS, sizes)))
+    print(f"\nplot: {plot(rows, loss_DS, sizes, config.name)}")
 
 
 def draws(rows: Sequence[Sequence[Row]]) -> np.ndarray:
@@ -156,8 +150,8 @@ def sizes_of(rows: Sequence[Sequence[Row]]) -> dict[str, np.ndarray]:
     }
 
 
-def page(rows: Sequence[Sequence[Row]]) -> list[str]:
-    loss_DS, sizes = draws(rows), sizes_of(rows)
+def page(rows: Sequence[Sequence[Row]], loss_DS: np.ndarray, sizes: Mapping[str, np.ndarray]) -> list[str]:
+    """The tables: the models by width, and the laws."""
     law = fit_laws(sizes["parameters"], loss_DS)
     lines = ["| width | parameters | TFLOP | loss a code | law | from seed to seed |", "|---|---|---|---|---|---|"]
     for place, (width, of_seeds) in enumerate(zip(WIDTHS, rows, strict=True)):
@@ -175,15 +169,14 @@ def page(rows: Sequence[Sequence[Row]]) -> list[str]:
     return lines
 
 
-def plot(rows: Sequence[Sequence[Row]], name: str) -> str:
+def plot(rows: Sequence[Sequence[Row]], loss_DS: np.ndarray, sizes: Mapping[str, np.ndarray], name: str) -> str:
     """The losses with the law and its interval, against parameters and operations, as an SVG file; its path."""
-    loss_DS = draws(rows)
     figure, axes = canvas(width=8.0, height=3.2, columns=2)
-    for axis, (label, x_S) in zip(axes, sizes_of(rows).items(), strict=True):
+    for axis, (label, x_S) in zip(axes, sizes.items(), strict=True):
         with_law(axis, x_S, loss_DS)
         axis.set_xlabel(label, fontsize=8)
     for of_seeds in rows:
-        tflop, curve = (of_seeds[0][name][::CURVE] for name in ("tflop", "curve"))
+        tflop, curve = (of_seeds[0][column][::CURVE] for column in ("tflop", "curve"))
         axes[1].plot(tflop, curve, color=FAINT, linewidth=0.8, zorder=0)
     low, high = loss_DS[0].min(), loss_DS[0].max()
     axes[1].set_xlim(left=rows[0][0]["tflop"][-1] / 10)
@@ -199,8 +192,7 @@ def plot(rows: Sequence[Sequence[Row]], name: str) -> str:
 def with_law(axis: Axes, x_S: np.ndarray, loss_DS: np.ndarray) -> None:
     grid = np.geomspace(x_S[0] / 1.3, x_S[-1] * 3, 100)
     curves = fit_laws(x_S, loss_DS).at(grid)
-    tail = (1 - CONFIDENCE) / 2
-    axis.fill_between(grid, *np.quantile(curves, [tail, 1 - tail], axis=0), color=ACCENT, alpha=0.15, linewidth=0)
+    axis.fill_between(grid, *np.quantile(curves, BOUNDS, axis=0), color=ACCENT, alpha=0.15, linewidth=0)
     axis.plot(grid, curves[0], color=ACCENT, linewidth=1.4)
     axis.plot(x_S, loss_DS[0], "o", color=INK, markersize=4)
     axis.set_xscale("log")

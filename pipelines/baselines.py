@@ -74,14 +74,17 @@ class Fitting:
         means = {"recall@10": recall_at(every, DEPTH), "ndcg@10": ndcg_at(every, DEPTH)}
         return {name: float(values.mean()) if len(values) else 0.0 for name, values in means.items()}
 
+    def best(self, systems: Mapping[float, System]) -> tuple[float, System, dict[str, float]]:
+        """The setting of the system with the best NDCG@10, the first of equals; the system; its scores."""
+        scores = {setting: self.score(system) for setting, system in systems.items()}
+        setting = max(scores, key=lambda each: scores[each]["ndcg@10"])
+        return setting, systems[setting], scores[setting]
+
 
 def fit_popularity(fitting: Fitting) -> Fitted:
     """The half-life with the best NDCG@10; plain counts where times are no dates."""
-    tried = []
-    for half_life in HALF_LIVES_DAYS if fitting.dated else (math.inf,):
-        system = Popularity(fitting.positives, half_life)
-        tried.append((fitting.score(system), half_life, system))
-    score, half_life, system = max(tried, key=lambda each: each[0]["ndcg@10"])
+    half_lives = HALF_LIVES_DAYS if fitting.dated else (math.inf,)
+    half_life, system, score = fitting.best({each: Popularity(fitting.positives, each) for each in half_lives})
     return Fitted(system, {"half_life_days": str(half_life), "validation": score})
 
 
@@ -187,11 +190,7 @@ def fit_sasrec_itemknn(fitting: Fitting, fitted: Mapping[str, Fitted]) -> Fitted
     """SASRec with ItemKNN as its memory, both as they were fitted: what the model's item head has, too."""
     sasrec, itemknn = (fitted[name].system for name in ("sasrec", "itemknn"))
     assert isinstance(sasrec, ScoreRanker) and isinstance(itemknn, ScoreRanker)
-    tried = []
-    for weight in MEMORIES:
-        system = MixedRanker(sasrec, itemknn, weight)
-        tried.append((fitting.score(system), weight, system))
-    score, weight, system = max(tried, key=lambda each: each[0]["ndcg@10"])
+    weight, system, score = fitting.best({each: MixedRanker(sasrec, itemknn, each) for each in MEMORIES})
     return Fitted(system, {"weight": weight, "validation": score})
 
 

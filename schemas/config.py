@@ -389,9 +389,9 @@ class EvaluateConfig:
     sasrec_seconds: float | None = None  # stop training when the budget is spent; null: never
 
     def __post_init__(self) -> None:
-        before = self.baselines[: self.baselines.index(SASREC_ITEMKNN)] if SASREC_ITEMKNN in self.baselines else ()
-        both = SASREC_ITEMKNN not in self.baselines or {"sasrec", "itemknn"} <= set(before)
-        require(both, "evaluate.baselines", f"must name itemknn and sasrec before {SASREC_ITEMKNN}, which mixes them")
+        for place, name in enumerate(self.baselines):
+            both = name != SASREC_ITEMKNN or {"sasrec", "itemknn"} <= set(self.baselines[:place])
+            require(both, "evaluate.baselines", f"must name itemknn and sasrec before {SASREC_ITEMKNN}, which mixes them")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ SEED ?= 0
 DAYS ?= 30
 CONFIG ?= $(if $(DATA),conf/kuairand.yaml,conf/demo.yaml)
 
-.PHONY: help setup lock demo check test test-long test-gpu format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-table-optimizer bench-semantic-ids compare-inputs compare-architectures compare-organisation scaling soak soak-days faults clean
+.PHONY: help setup lock demo check test test-long test-gpu format docs bench-baselines bench-lifelong bench-features bench-item-vectors bench-code-ranker bench-codebooks bench-tokenizer bench-kmeans-on-gpu bench-architectures bench-table-optimizer bench-semantic-ids compare-baselines compare-inputs compare-architectures compare-organisation scaling soak soak-days faults clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -87,6 +87,9 @@ bench-table-optimizer: setup  ## a step of a large embedding table by AdamW, row
 
 bench-semantic-ids: setup  ## recall by item vector, balance and collision rule, CONFIG= and DATA=; about 4 minutes a row
 	$(BIN)/python -m benchmarks.semantic_ids --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))
+
+compare-baselines: setup  ## the model beside its baselines over three seeds, CONFIG= and DATA=: the README's tables
+	$(BIN)/python -m benchmarks.compare_baselines --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))
 
 compare-inputs: setup  ## recall by inputs, codebook and head, CONFIG= and DATA=; about 5 minutes a row; FULL=1: more rows, seeds
 	$(BIN)/python -m benchmarks.compare_inputs --config $(CONFIG) $(if $(DATA),--set source.path=$(abspath $(DATA)))

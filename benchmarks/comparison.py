@@ -34,6 +34,7 @@ import numpy as np
 
 from benchmarks.lakes import prepare
 from model.ranking_metrics import bootstrap_means, columns_of, estimates, target_ranks
+from pipelines.candidates import model_folder
 from pipelines.cli import overrides
 from pipelines.evaluate import evaluation_data, ranker_of
 from pipelines.evaluation_data import EvaluationData
@@ -44,7 +45,7 @@ from pipelines.stage import StageContext
 from pipelines.steps import Step
 from schemas.calendar import Calendar
 from schemas.config import Config
-from schemas.lineage import EVALUATE, TRAIN, StagePlan, StageSpec, digest
+from schemas.lineage import ALIGN, EVALUATE, TRAIN, StagePlan, StageSpec, digest
 from schemas.loader import load_config, to_mapping
 
 OUT = Path(__file__).resolve().parent / "out"
@@ -129,18 +130,19 @@ def main(comparison: Comparison, page: str) -> None:
 def measured(config: Config, calendar: Calendar, made: tuple[StageSpec, ...]) -> Row:
     """For each role user, time, item and rank of every positive; and the columns of the row."""
     started = time.monotonic()
-    with trained(config, calendar, made) as (context, data, model):
+    with trained(config, calendar, (*made, TRAIN)) as (context, data, models):
+        model = models[TRAIN.name]
         found = ranks(context, data, model) | training_figures(model) | {"entropy": code_entropy(data)}
     return found | {"seconds": np.array(time.monotonic() - started)}
 
 
 @contextmanager
 def trained(
-    config: Config, calendar: Calendar, made: tuple[StageSpec, ...] = ()
-) -> Iterator[tuple[StageContext, EvaluationData, Path]]:
-    """What is stale of `made` and of `train`, and then what evaluates the model in the folder."""
+    config: Config, calendar: Calendar, stages: tuple[StageSpec, ...]
+) -> Iterator[tuple[StageContext, EvaluationData, dict[str, Path]]]:
+    """What is stale of `stages`, and then what evaluates the models in the folders, by the stage that makes one."""
     with running(config, Progress()) as runner:
-        outcomes = run_steps(runner, [Step(spec, calendar) for spec in (*made, TRAIN)], False)
+        outcomes = run_steps(runner, [Step(spec, calendar) for spec in stages], False)
         runner.engines.ray()
         lake = runner.lake
         tables = [
@@ -151,7 +153,11 @@ def trained(
         ]
         pins = {name: lake.version(name) or 0 for name in tables}
         context = StageContext(config, lake, calendar, StagePlan(EVALUATE), runner.engines, pins, runner.progress.say)
-        yield context, evaluation_data(context, config.model.lifelong_length), lake.artifact("train", outcomes[-1].identity)
+        identities = {outcome.name: outcome.identity for outcome in outcomes}
+        models = {TRAIN.name: lake.artifact(TRAIN.name, identities[TRAIN.name])}
+        if ALIGN.name in identities:
+            models[ALIGN.name] = model_folder(lake, identities[ALIGN.name])
+        yield context, evaluation_data(context, config.model.lifelong_length), models
 
 
 def ranks(context: StageContext, data: EvaluationData, model: Path) -> dict[str, np.ndarray]:

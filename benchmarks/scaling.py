@@ -38,7 +38,7 @@ from pipelines.evaluate import ranker_of
 from pipelines.report_plots import ACCENT, FAINT, INK, canvas, save_svg
 from schemas.calendar import Calendar
 from schemas.config import Config
-from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
+from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE, TRAIN
 
 FULL = os.environ.get("FULL") == "1"
 WIDTHS = (16, 32, 48, 64, 96, 128) + ((192,) if FULL else ())
@@ -91,7 +91,8 @@ def of_width(config: Config, width: int, seed: int) -> Config:
 
 def measured(config: Config, calendar: Calendar) -> Row:
     """For each positive target of the test days user and loss; parameters, and the curve of training."""
-    with trained(config, calendar) as (context, data, folder):
+    with trained(config, calendar, (TRAIN,)) as (context, data, models):
+        folder = models[TRAIN.name]
         ranker = ranker_of(context, folder, data.catalogue)
         users, losses = [], []
         with torch.no_grad():

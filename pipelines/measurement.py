@@ -73,7 +73,7 @@ class Measurement:
         for name, system in self.systems.items():
             started = time.monotonic()
             ranked = system.rank(requests, self.depth, self.config.mask_history)
-            self._keep(f"rank {name}", target_ranks(ranked, rows, requests.target_items))
+            self._keep(rank_of(name), target_ranks(ranked, rows, requests.target_items))
             covered = self._covered.setdefault(name, np.zeros(len(self.item_ids) + 1, bool))
             covered[ranked[:, :COVERAGE_DEPTH].flatten().numpy()] = True  # the padding, -1, is the last place
             if len(deep):
@@ -83,66 +83,34 @@ class Measurement:
             if name == MODEL:
                 self._show(requests, ranked, deep_R)
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """Of every target `user`, `item`, `history` (positives in it), `deep` (bool), and a `rank <system>` each."""
+        return {name: self._all(name) for name in ("user", "item", "history", "deep", *map(rank_of, self.systems))}
+
     def report(self) -> dict[str, Any]:
         """The manifest of evaluation: metrics, differences, breakdowns, coverage and samples."""
-        shallow = {name: columns_of(self._all(f"rank {name}"), self.config.cutoffs) for name in self.systems}
-        in_sample = self._all("deep").astype(bool)
-        deep_name = f"recall@{self.config.deep_cutoff}"
-        deep = {name: {deep_name: recall_at(self._all(f"deep {name}"), self.config.deep_cutoff)} for name in self.systems}
-        users = self._all("user")
-        metrics, differences = self._estimate(shallow, users)
+        found, config = self.columns(), self.config
+        shallow = {name: columns_of(found[rank_of(name)], config.cutoffs) for name in self.systems}
+        in_sample = found["deep"].astype(bool)
+        deep_name = f"recall@{config.deep_cutoff}"
+        deep = {name: {deep_name: recall_at(self._all(f"deep {name}"), config.deep_cutoff)} for name in self.systems}
+        metrics, differences = estimated(shallow, found["user"], config)
         if in_sample.any():
-            deep_metrics, deep_differences = self._estimate(deep, users[in_sample])
+            deep_metrics, deep_differences = estimated(deep, found["user"][in_sample], config)
             metrics = {name: metrics[name] | deep_metrics[name] for name in metrics}
             differences = {name: differences[name] | deep_differences[name] for name in differences}
         return {
             "metrics": metrics,
             "differences": differences,
-            "breakdowns": self._breakdowns(),
+            "breakdowns": breakdowns(found, self.systems, self.train_counts),
             "coverage": {name: float(hit[:-1].mean()) for name, hit in self._covered.items()},
             "queries": self.queries,
-            "targets": len(users),
-            "users": len(np.unique(users)),
-            "deep": {"cutoff": self.config.deep_cutoff, "queries": self.deep_queries, "targets": int(in_sample.sum())},
+            "targets": len(found["user"]),
+            "users": len(np.unique(found["user"])),
+            "deep": {"cutoff": config.deep_cutoff, "queries": self.deep_queries, "targets": int(in_sample.sum())},
             "rank_seconds": self.seconds,
             "samples": self.samples,
         }
-
-    def _estimate(self, columns: Mapping[str, Mapping[str, np.ndarray]], users: np.ndarray) -> tuple[dict, dict]:
-        """Estimates of each system's metrics, and of model minus baseline on the same resamples."""
-        config, names = self.config, list(next(iter(columns.values())))
-        values = {system: np.column_stack(list(cells.values())) for system, cells in columns.items()}
-        draws = bootstrap_means(np.concatenate(list(values.values()), axis=1), users, config.bootstrap, config.seed)
-        drawn = {system: draws[:, i * len(names) : (i + 1) * len(names)] for i, system in enumerate(values)}
-
-        def cells(value: np.ndarray, means: np.ndarray) -> dict[str, dict[str, float]]:
-            found: list[Estimate] = estimates(value, means, config.confidence)
-            return {name: vars(estimate) for name, estimate in zip(names, found, strict=True)}
-
-        metrics = {system: cells(values[system], drawn[system]) for system in values}
-        baselines = [system for system in values if system != MODEL and MODEL in values]
-        gaps = {b: cells(values[MODEL] - values[b], drawn[MODEL] - drawn[b]) for b in baselines}
-        return metrics, gaps
-
-    def _breakdowns(self) -> dict[str, dict[str, Any]]:
-        """Recall@10 and NDCG@10 of each system by kind of item and by positives in the history."""
-        items, history = self._all("item"), self._all("history")
-        group_T = np.where(items >= 0, item_groups(self.train_counts)[items], len(ITEM_GROUPS) - 1)
-        by_item = {name: group_T == place for place, name in enumerate(ITEM_GROUPS)}
-        by_history = {name: (history >= low) & (history <= high) for name, (low, high) in HISTORY_GROUPS.items()}
-        columns = {name: columns_of(self._all(f"rank {name}"), (COVERAGE_DEPTH,)) for name in self.systems}
-
-        def cell(chosen: np.ndarray) -> dict[str, Any]:
-            means: dict[str, Any] = {"targets": int(chosen.sum())}
-            for metric in (f"recall@{COVERAGE_DEPTH}", f"ndcg@{COVERAGE_DEPTH}"):
-                means[metric] = {
-                    system: float(cells[metric][chosen].mean()) if chosen.any() else None
-                    for system, cells in columns.items()
-                }
-            return means
-
-        groups = {"item": by_item, "history": by_history}
-        return {kind: {name: cell(chosen) for name, chosen in masks.items()} for kind, masks in groups.items()}
 
     def _show(self, requests: Requests, ranked: torch.Tensor, deep_R: np.ndarray) -> None:
         """Keeps readable examples: the first queries of the sample, one a user."""
@@ -168,6 +136,52 @@ class Measurement:
 
     def _all(self, name: str) -> np.ndarray:
         return np.concatenate(self._parts.get(name, [np.empty(0, np.int64)]))
+
+
+def rank_of(system: str) -> str:
+    """The name of a system's column of ranks."""
+    return f"rank {system}"
+
+
+def estimated(
+    columns: Mapping[str, Mapping[str, np.ndarray]], users_T: np.ndarray, config: EvaluateConfig
+) -> tuple[dict, dict]:
+    """Estimates of each system's metrics, and of model minus baseline on the same resamples."""
+    names = list(next(iter(columns.values())))
+    values = {system: np.column_stack(list(cells.values())) for system, cells in columns.items()}
+    draws = bootstrap_means(np.concatenate(list(values.values()), axis=1), users_T, config.bootstrap, config.seed)
+    drawn = {system: draws[:, i * len(names) : (i + 1) * len(names)] for i, system in enumerate(values)}
+
+    def cells(value: np.ndarray, means: np.ndarray) -> dict[str, dict[str, float]]:
+        found: list[Estimate] = estimates(value, means, config.confidence)
+        return {name: vars(estimate) for name, estimate in zip(names, found, strict=True)}
+
+    metrics = {system: cells(values[system], drawn[system]) for system in values}
+    baselines = [system for system in values if system != MODEL and MODEL in values]
+    gaps = {b: cells(values[MODEL] - values[b], drawn[MODEL] - drawn[b]) for b in baselines}
+    return metrics, gaps
+
+
+def breakdowns(
+    found: Mapping[str, np.ndarray], systems: Iterable[str], train_counts: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Recall@10 and NDCG@10 of each system by kind of item and by positives in the history, of a measurement's columns."""
+    items, history = found["item"], found["history"]
+    group_T = np.where(items >= 0, item_groups(train_counts)[items], len(ITEM_GROUPS) - 1)
+    by_item = {name: group_T == place for place, name in enumerate(ITEM_GROUPS)}
+    by_history = {name: (history >= low) & (history <= high) for name, (low, high) in HISTORY_GROUPS.items()}
+    columns = {name: columns_of(found[rank_of(name)], (COVERAGE_DEPTH,)) for name in systems}
+
+    def cell(chosen: np.ndarray) -> dict[str, Any]:
+        means: dict[str, Any] = {"targets": int(chosen.sum())}
+        for metric in (f"recall@{COVERAGE_DEPTH}", f"ndcg@{COVERAGE_DEPTH}"):
+            means[metric] = {
+                system: float(cells[metric][chosen].mean()) if chosen.any() else None for system, cells in columns.items()
+            }
+        return means
+
+    groups = {"item": by_item, "history": by_history}
+    return {kind: {name: cell(chosen) for name, chosen in masks.items()} for kind, masks in groups.items()}
 
 
 def measure(measurement: Measurement, queries: Iterable[Requests]) -> dict[str, Any]:

@@ -102,7 +102,11 @@ def page(seeds: Sequence[Row], config: EvaluateConfig) -> Iterator[str]:
         yield " | ".join([f"| {kind} items", f"{cell['targets'] // len(seeds):,}", *cells]) + " |"
     yield "\nchosen by validation:\n"
     for seed, row in enumerate(seeds):
-        yield from (f"- seed {seed}, {name}: {chosen}" for name, chosen in json.loads(str(row["chose"])).items())
+        for name, chosen in json.loads(str(row["chose"])).items():
+            figures = chosen.pop("validation", {})
+            settings = ", ".join(f"{key} {value}" for key, value in chosen.items())
+            scores = ", ".join(f"{key} {short(f'{value:.4f}')}" for key, value in figures.items())
+            yield f"- seed {seed}, {name}: {settings}" + (f" (validation {scores})" if scores else "")
 
 
 def interval(cell: dict[str, float]) -> str:

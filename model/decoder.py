@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import Pair, QueryLayout, target_layout
+from model.chunked_cross_entropy import Weigh
 from model.context import Context
 from model.context_processor import ContextKV
 from model.item_head import ItemHead, item_vectors
@@ -46,7 +47,8 @@ class Outputs(NamedTuple):
     """Of T targets."""
 
     logits: list[Tensor]  # [T, K] a level, given the true codes before it
-    item_nll: Tensor | None  # the mean over the targets asked for of -log p(item) by the item head
+    item_nll: Tensor | None  # by the item head the mean of -log p(item), or the sum by the weights asked for
+    item_log_probs: Tensor | None  # [T], where weights were asked for; no gradient
 
 
 class Decoder(nn.Module, ABC):
@@ -153,18 +155,18 @@ class Decoder(nn.Module, ABC):
         query_RE: Tensor = self.item_head(h_R1D[:, 0], self.liked(requests, vectors_NE))
         return query_RE
 
-    def forward(self, requests: Requests, items: ItemTable, scored_T: Tensor | None = None) -> Outputs:
-        """Of the targets of the requests; an item head, where there is one, scores those of `scored_T` (bool [T])."""
+    def forward(self, requests: Requests, items: ItemTable, scored: bool = False, weigh: Weigh | None = None) -> Outputs:
+        """Of the targets of the requests; with `scored` by an item head, too, where there is one."""
         kv = self.encode(requests, items)
         codes_TL = items.codes[requests.target_items]
         prefix_TS = codes_TL if self.joined else codes_TL[:, :-1]
         h_TSD, _ = self.hidden(self.embed(prefix_TS), kv, target_layout(requests.target_offsets, self.joined))
-        item_nll = None
-        if self.item_head is not None and scored_T is not None:
+        by_item: tuple[Tensor | None, Tensor | None] = None, None
+        if self.item_head is not None and scored:
             vectors_NE = self.item_vectors(items)
-            liked_TE = self.liked(requests, vectors_NE)[requests.target_rows()[scored_T]]
-            item_nll = self.item_head.nll(h_TSD[scored_T, 0], liked_TE, vectors_NE, requests.target_items[scored_T])
-        return Outputs([self.logits(h_TSD[:, level], level) for level in range(self.levels)], item_nll)
+            liked_TE = self.liked(requests, vectors_NE)[requests.target_rows()]
+            by_item = self.item_head.nll(h_TSD[:, 0], liked_TE, vectors_NE, requests.target_items, weigh)
+        return Outputs([self.logits(h_TSD[:, level], level) for level in range(self.levels)], *by_item)
 
     def loss(self, requests: Requests, items: ItemTable, label_smoothing: float = 0.0) -> Loss:
         nll_TL = code_nll(self(requests, items).logits, items.codes[requests.target_items], label_smoothing)

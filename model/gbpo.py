@@ -43,6 +43,11 @@ def gbpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantage: Tensor) -> Te
     return -advantage * (log_probs - bound.log()).exp()
 
 
+def nll_weights(log_probs: Tensor, advantage: Tensor) -> Tensor:
+    """[...]: the weight of -log pi that gives the gradient of `gbpo_loss` where the behaviour is unknown: A * pi / pi'."""
+    return -gbpo_loss(log_probs.detach(), torch.full_like(log_probs, torch.nan), advantage)
+
+
 def policy_loss(log_probs_TL: Tensor, old_TL: Tensor, advantage_T: Tensor, unit: str) -> Tensor:
     """[T]: the loss of each target, by code (mean over levels) or by item (one ratio of products)."""
     if unit == "item":

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.chunked_cross_entropy import chunked_cross_entropy
+from model.chunked_cross_entropy import Weigh, chunked_cross_entropy, weighed_cross_entropy
 from model.item_memory import ItemMemory
 from model.item_table import ItemTable
 from model.layout import ages
@@ -60,9 +60,15 @@ class ItemHead(nn.Module):
         query_TE: Tensor = self.query(self.norm(states_TD)) + liked_TE
         return query_TE
 
-    def nll(self, states_TD: Tensor, liked_TE: Tensor, vectors_NE: Tensor, targets_T: Tensor) -> Tensor:
-        """The mean negative log-likelihood of the targets (int64 [T], dense) over all N items."""
-        return chunked_cross_entropy(self(states_TD, liked_TE), vectors_NE, targets_T)
+    def nll(
+        self, states_TD: Tensor, liked_TE: Tensor, vectors_NE: Tensor, targets_T: Tensor, weigh: Weigh | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The mean negative log-likelihood of the targets (int64 [T], dense) over all N items; with `weigh` the
+        weighed sum, and the log-probabilities [T]."""
+        query_TE = self(states_TD, liked_TE)
+        if weigh is None:
+            return chunked_cross_entropy(query_TE, vectors_NE, targets_T), None
+        return weighed_cross_entropy(query_TE, vectors_NE, targets_T, weigh)
 
 
 def item_vectors(fields: EventFields, items: ItemTable, codes: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """Alignment: the training loop with one more term, the policy loss of `model.gbpo` on what users did with exposures.
 
-Both terms come from one forward pass: next-token loss on the positive targets, policy loss on those with an advantage.
+Both terms come from one forward pass: next-token loss on the positive targets, policy loss on those with an advantage; of
+the codes, and with an item head of the item as a whole, since rankings go by both.
 Advantages are relative to the whole batch, so they do not depend on the number of workers. Targets with neither are
 left out before the pass.
 """
@@ -13,13 +14,13 @@ import ray.train
 import torch
 from torch import Tensor
 
-from model.gbpo import advantages, policy_loss
+from model.gbpo import advantages, nll_weights, policy_loss
 from model.positives import keep_targets
 from model.requests import Requests
 from pipelines.collate import EVERY_TARGET
 from pipelines.example_stream import Batch, Segment
 from pipelines.exposures import Exposures, load_exposures
-from pipelines.train_loop import Step, Training, limited_threads, share
+from pipelines.train_loop import ITEM_LOSS, Step, Training, limited_threads, share
 from pipelines.training_data import open_data
 from schemas.config import Config
 from schemas.feedback import mask_of
@@ -37,6 +38,7 @@ def align_loop(settings: dict[str, Any]) -> None:
 
 class Aligning(Training):
     further = ("policy_loss", "share_up", "share_down")
+    of_item_head = (ITEM_LOSS, "item_policy_loss")
 
     _loaded: tuple[Segment, Exposures] | None = None
 
@@ -47,19 +49,26 @@ class Aligning(Training):
         known = judged.target_impressions[order]
         mine, weight = share(judged, self.rank, self.world)
         place = order[torch.searchsorted(known, mine.target_impressions)]
-        nll_TL, item_nll = self._nll(mine, positive_T[place])
         positive, advantage = positive_T[place].float() * weight, advantage_T[place] * weight
-        item_nll = item_nll * weight
-        policy_T = policy_loss(-nll_TL, old_TL[place], advantage, self.config.align.unit)
         positives = max(int(positive_T.sum()), 1)
         exposed = max(int((advantage_T != 0).sum()), 1)
+        config = self.config
+
+        def weigh(log_probs_P: Tensor, rows: slice) -> Tensor:
+            policy_P = config.align.weight * nll_weights(log_probs_P, advantage[rows]) / exposed
+            return positive[rows] / positives + policy_P
+
+        nll_TL, outputs = self._nll(mine, weigh)
+        policy_T = policy_loss(-nll_TL, old_TL[place], advantage, config.align.unit)
         loss = (nll_TL * positive[:, None]).sum() / (positives * self.data.levels)
-        loss = loss + self.config.train.item_loss * item_nll / positives
-        loss = (loss + self.config.align.weight * policy_T.sum() / exposed) * self.world
+        loss = loss + config.align.weight * policy_T.sum() / exposed
+        sums = [policy_T.detach().sum(), (advantage > 0).sum(), (advantage < 0).sum()]
+        if outputs.item_nll is not None and outputs.item_log_probs is not None:
+            loss = loss + config.train.item_loss * outputs.item_nll
+            log_probs_T = outputs.item_log_probs
+            sums += [-(log_probs_T * positive).sum(), -nll_weights(log_probs_T, advantage).sum()]
         nll_L = (nll_TL.detach() * positive[:, None]).sum(0)
-        sums = [policy_T.detach().sum(), (advantage > 0).sum(), (advantage < 0).sum(), item_nll.detach()]
-        further = torch.stack(sums[: len(self.further)])
-        return Step(loss, nll_L, int(positive.sum()), further)
+        return Step(loss * self.world, nll_L, int(positive.sum()), torch.stack(sums))
 
     def _judged(self, batch: Batch) -> tuple[Requests, Tensor, Tensor, Tensor]:
         """The targets that matter, whether each is positive, its advantage and its behaviour."""

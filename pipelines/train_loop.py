@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from model.architectures import build_decoder
+from model.chunked_cross_entropy import Weigh
 from model.context import context_tokens
-from model.decoder import Decoder, code_nll
+from model.decoder import Decoder, Outputs, code_nll
 from model.device_rate import peak_rate
 from model.feed_forward import mixtures
 from model.flops import FORWARD_AND_BACKWARD, forward_flops
@@ -119,6 +120,7 @@ class Training:
     """Next-token prediction on the stream; an objective with more than that overrides `objective`."""
 
     further: tuple[str, ...] = ()  # names of the further sums, reported per target
+    of_item_head: tuple[str, ...] = (ITEM_LOSS,)  # those that follow with an item head
     expert_load: Tensor | float = 1.0  # of the busiest expert of the deepest mixture, over the mean
 
     def __init__(self, settings: dict[str, Any], data: TrainingData, rank: int, world: int) -> None:
@@ -139,7 +141,7 @@ class Training:
         else:
             self._start_items()
         if self.decoder.item_head is not None:
-            self.further = (*self.further, ITEM_LOSS)
+            self.further = (*self.further, *self.of_item_head)
         self.model: nn.Module = self.decoder
         self.sharded = train.shard and world > 1
         tables = sparse_tables(self.decoder, train)
@@ -285,20 +287,19 @@ class Training:
 
     def objective(self, batch: Batch) -> Step:
         mine, weight = share(batch.requests, self.rank, self.world)
-        nll_TL, item_nll = self._nll(mine, torch.ones_like(mine.target_items, dtype=torch.bool))
-        nll_TL, item_nll = nll_TL * weight, item_nll * weight
+        nll_TL, outputs = self._nll(mine)
+        item_nll = nll_TL.new_zeros(()) if outputs.item_nll is None else outputs.item_nll * len(nll_TL) * weight
+        nll_TL = nll_TL * weight
         # DDP averages gradients over workers, so each divides by its part of the whole batch's targets.
         targets = len(batch.requests.target_items)
         loss = (nll_TL.sum() / self.data.levels + self.config.train.item_loss * item_nll) * self.world / targets
         return Step(loss, nll_TL.detach().sum(0), len(nll_TL) * weight, item_nll.detach()[None][: len(self.further)])
 
-    def _nll(self, requests: Requests, scored_T: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, L] of the codes, smoothed as configured, and of the items of the targets `scored_T` (bool [T]) the sum by the
-        item head; 0 without one."""
+    def _nll(self, requests: Requests, weigh: Weigh | None = None) -> tuple[Tensor, Outputs]:
+        """[T, L] of the codes of the targets, smoothed as configured, and all that the model says of them."""
+        outputs: Outputs = self.model(requests, self.items, True, weigh)
         codes_TL = self.items.codes[requests.target_items]
-        outputs = self.model(requests, self.items, scored_T)
-        nll_TL = code_nll(outputs.logits, codes_TL, self.config.train.label_smoothing)
-        return nll_TL, nll_TL.new_zeros(()) if outputs.item_nll is None else outputs.item_nll * scored_T.sum()
+        return code_nll(outputs.logits, codes_TL, self.config.train.label_smoothing), outputs
 
     def _validate(self, epoch: int) -> None:
         """Adds the validation figures to the history and keeps the best epoch; the first worker alone."""

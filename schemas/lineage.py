@@ -199,7 +199,7 @@ TRAIN = StageSpec(
 )
 ALIGN = StageSpec(
     "align",
-    logic=1,
+    logic=2,
     settings=("align", "targets", "split"),
     outputs={
         "align": (

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.gbpo import advantages, gbpo_loss, policy_loss
+from model.gbpo import advantages, gbpo_loss, nll_weights, policy_loss
 
 UNKNOWN = math.nan
 quantiles = st.one_of(st.just(UNKNOWN), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.floats(0, 1, width=32))
@@ -34,6 +34,13 @@ def test_no_gradient_exceeds_that_of_binary_cross_entropy(p: float, old: float) 
     assert -1 / p * (1 + 1e-9) <= gradient(p, old, 1.0) < 0
     assert 0 < gradient(p, old, -1.0) <= 1 / (1 - p) * (1 + 1e-9)
     assert gradient(p, old, 0.0) == 0
+
+
+@given(st.floats(0.001, 0.999), st.sampled_from([-1.0, 0.0, 1.0]))
+def test_a_weighed_log_likelihood_descends_like_the_loss(p: float, advantage: float) -> None:
+    log_p = torch.tensor([p], dtype=torch.float64).log().requires_grad_()
+    (nll_weights(log_p, torch.tensor([advantage], dtype=torch.float64)) * -log_p).sum().backward()
+    assert log_p.grad.item() / p == pytest.approx(gradient(p, UNKNOWN, advantage))
 
 
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99))

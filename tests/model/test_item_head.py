@@ -37,7 +37,7 @@ def of_every_item(requests, score) -> torch.Tensor:
 
 
 def item_log_probs(decoder, requests) -> torch.Tensor:
-    return of_every_item(requests, lambda one: -decoder(one, ITEMS, torch.ones(1, dtype=torch.bool)).item_nll)
+    return of_every_item(requests, lambda one: -decoder(one, ITEMS, scored=True).item_nll)
 
 
 def code_log_probs(decoder, requests) -> torch.Tensor:
@@ -113,18 +113,17 @@ def test_the_head_alone_ranks_as_the_search_with_codes_that_count_for_nothing() 
 def test_the_loss_is_a_full_softmax_and_teaches_the_tables_of_the_context() -> None:
     decoder = small_decoder(**HEAD)
     requests = random_requests(8, 40)
-    scored = torch.arange(len(requests.target_items)) % 3 > 0
-    decoder(requests, ITEMS, scored).item_nll.backward()
+    decoder(requests, ITEMS, scored=True).item_nll.backward()
     found = decoder.context.fields.items.weight.grad.clone()
     decoder.zero_grad()
     states = []
     handle = decoder.item_head.norm.register_forward_hook(lambda _module, _inputs, output: states.append(output))
-    decoder(requests, ITEMS, scored)
+    decoder(requests, ITEMS, scored=True)
     handle.remove()
     vectors = decoder.item_vectors(ITEMS)
-    liked = decoder.liked(requests, vectors)[requests.target_rows()[scored]]
+    liked = decoder.liked(requests, vectors)[requests.target_rows()]
     logits = (decoder.item_head.query(states[0]) + liked) @ vectors.T
-    F.cross_entropy(logits, requests.target_items[scored]).backward()
+    F.cross_entropy(logits, requests.target_items).backward()
     assert torch.allclose(decoder.context.fields.items.weight.grad, found, atol=1e-6)
     rows = decoder.context.fields.items.places(ITEMS.ids[:-1])
     assert (found[rows].abs().sum(1) > 0).all()  # a softmax over all items moves all of them
@@ -156,4 +155,4 @@ def test_an_item_head_needs_the_items_field() -> None:
     with pytest.raises(ValueError, match="needs `item` among"):
         ModelConfig(item_head=True)
     assert small_decoder().item_head is None
-    assert small_decoder()(random_requests(2, 40), ITEMS, torch.ones(2, dtype=torch.bool)).item_nll is None
+    assert small_decoder()(random_requests(2, 40), ITEMS, scored=True).item_nll is None

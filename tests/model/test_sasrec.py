@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.chunked_cross_entropy import ChunkedCrossEntropy, chunked_cross_entropy
+from model.chunked_cross_entropy import ChunkedCrossEntropy, chunked_cross_entropy, weighed_cross_entropy
 from model.positives import Positives
 from model.sasrec import Sasrec, SasrecRanker, SasrecSize
 from model.sequence_windows import cut_windows
@@ -71,6 +71,28 @@ def test_chunked_loss_equals_cross_entropy_in_value_and_gradient(seed, predictio
         found = chunked_cross_entropy(hidden, weight, labels) * 3
     finally:
         ChunkedCrossEntropy.CHUNK = kept
+    torch.testing.assert_close(found, expected)
+    for got, want in zip(torch.autograd.grad(found, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 40))
+def test_rows_are_weighed_by_what_their_log_probabilities_ask_for(seed, predictions):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(predictions, 5, generator=generator, requires_grad=True)
+    weight = torch.randn(9, 5, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 9, (predictions,), generator=generator)
+    signs = torch.randint(-1, 2, (predictions,), generator=generator)
+    expected_log_probs = -F.cross_entropy(hidden @ weight.T, labels, reduction="none")
+    expected = -(signs * expected_log_probs.detach().exp() * expected_log_probs).sum()
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    kept, ChunkedCrossEntropy.CHUNK = ChunkedCrossEntropy.CHUNK, 7
+    try:
+        found, log_probs = weighed_cross_entropy(hidden, weight, labels, lambda log, rows: signs[rows] * log.exp())
+    finally:
+        ChunkedCrossEntropy.CHUNK = kept
+    torch.testing.assert_close(log_probs, expected_log_probs.detach())
     torch.testing.assert_close(found, expected)
     for got, want in zip(torch.autograd.grad(found, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)

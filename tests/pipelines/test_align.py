@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from model.gbpo import gbpo_loss
 from pipelines import align
 from pipelines.align_loop import Aligning
 from pipelines.collate import EVERY_TARGET
@@ -116,6 +117,29 @@ def test_a_batch_learns_from_positives_and_judged_exposures_alone(aligning) -> N
         judged, kept, advantage, _ = one._judged(batch)
         assert (kept | (advantage != 0)).all() or len(judged.target_items) == 1
         assert len(judged.target_items) == len(kept) == len(advantage)
+
+
+def test_the_policy_moves_the_item_head_as_it_moves_codes(aligning) -> None:
+    """By the definition of the loss over whole rows of logits, without chunks and without weights."""
+    one = aligning()
+    one.config = dataclasses.replace(one.config, train=dataclasses.replace(one.config.train, item_loss=0.7))
+    head, batch = one.decoder.item_head, batches_of(one)[1]
+    states = []
+    handle = head.norm.register_forward_hook(lambda _module, _inputs, output: states.append(output))
+    one.decoder.zero_grad()
+    one.objective(batch).loss.backward()
+    handle.remove()
+    found = head.query.bias.grad.clone()
+    judged, positive, advantage, _ = one._judged(batch)
+    assert (advantage > 0).any() and (advantage < 0).any()
+    vectors = one.decoder.item_vectors(one.items).detach()
+    liked = one.decoder.liked(judged, vectors)[judged.target_rows()].detach()
+    logits = (head.query(states[0].detach()) + liked) @ vectors.T
+    log_probs = torch.log_softmax(logits, 1).gather(1, judged.target_items[:, None])[:, 0]
+    policy = gbpo_loss(log_probs, torch.full_like(log_probs, torch.nan), advantage).sum() / (advantage != 0).sum()
+    one.decoder.zero_grad()
+    (0.7 * (-log_probs[positive].sum() / positive.sum() + one.config.align.weight * policy)).backward()
+    assert torch.allclose(head.query.bias.grad, found, atol=1e-6)
 
 
 def context_of(lake: Lake, engines: Engines, pins: dict[str, int], config=CONFIG) -> StageContext:

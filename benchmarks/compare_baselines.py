@@ -55,7 +55,9 @@ def measured(config: Config, calendar: Calendar) -> Row:
     with trained(config, calendar, (TRAIN, ALIGN)) as (context, data, models):
         fitting = fitting_of(context, data)
         fitted = fit_baselines(fitting)
-        rankers = {MODEL: models[ALIGN.name]} | ({BEFORE: models[TRAIN.name]} if config.align.enabled else {})
+        rankers = {MODEL: models[ALIGN.name]}
+        if models[TRAIN.name] not in rankers.values():  # there was something to align with
+            rankers[BEFORE] = models[TRAIN.name]
         systems: dict[str, System] = {
             name: ModelSystem(ranker_of(context, folder, data.catalogue), settings.beam) for name, folder in rankers.items()
         }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from benchmarks.comparison import Change, Comparison, changed, main
+from benchmarks.comparison import Change, Comparison, changed, main, with_seeds
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import MoeConfig
@@ -64,8 +64,6 @@ ROWS: dict[str, Change] = {
     "levels: 2": changed("tokenize", levels=2),
 }
 MORE: dict[str, Change] = {
-    "seed 1": changed("train", seed=1),
-    "seed 2": changed("train", seed=2),
     "codes: 128": changed("tokenize", codes=128),
     "codes: 512": changed("tokenize", codes=512),
     "levels: 4": changed("tokenize", levels=4),
@@ -75,7 +73,10 @@ MORE: dict[str, Change] = {
     "G_kv: 1": changed("model", g_kv=1),
 }
 COMPARISON = Comparison(
-    "inputs", ROWS | (MORE if FULL else {}), shared=(SEQUENCES, ITEM_PAIRS, EMBED, ORGANISE), made=(TOKENIZE,)
+    "inputs",
+    with_seeds({}) | ROWS | MORE if FULL else ROWS,
+    shared=(SEQUENCES, ITEM_PAIRS, EMBED, ORGANISE),
+    made=(TOKENIZE,),
 )
 
 if __name__ == "__main__":

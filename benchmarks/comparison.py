@@ -60,13 +60,15 @@ Row = Mapping[str, np.ndarray]
 @dataclass(frozen=True)
 class Comparison:
     """`systems` are rows by name, beside the configuration's own, or what makes them from its figures; `shared` are the
-    stages that all rows have in common, `made` those that a row makes for itself before it trains."""
+    stages that all rows have in common, `made` those that a row makes for itself before it trains. `base` changes the
+    configuration for all rows."""
 
     name: str
     systems: Mapping[str, Change] | Callable[[Row], Mapping[str, Change]]
     shared: tuple[StageSpec, ...]
     made: tuple[StageSpec, ...]
     columns: tuple[str, ...] = ("loss", "parameters", "MFLOP", "seconds")
+    base: Change = lambda config: config
 
 
 def changed(section: str, **settings: Any) -> Change:
@@ -82,12 +84,13 @@ def codes_alone(config: Config) -> Config:
 
 
 def with_seeds(rows: Mapping[str, Change]) -> dict[str, Change]:
-    """The rows, and each of them with two further seeds of training."""
+    """The rows, and each of them and the configuration itself with two further seeds of training."""
 
     def seeded(change: Change, seed: int) -> Change:
         return lambda config: changed("train", seed=seed)(change(config))
 
-    return {**rows, **{f"{name}, seed {seed}": seeded(row, seed) for name, row in rows.items() for seed in (1, 2)}}
+    all_rows: dict[str, Change] = {OWN: lambda own: own, **rows}
+    return {**rows, **{f"{name}, seed {seed}": seeded(row, seed) for name, row in all_rows.items() for seed in (1, 2)}}
 
 
 def parser_of(page: str) -> argparse.ArgumentParser:
@@ -109,6 +112,7 @@ def main(comparison: Comparison, page: str) -> None:
     parser = parser_of(page)
     parser.add_argument("--only", action="append", default=[], help="these rows alone, beside the configuration's own")
     options, config = start(parser)
+    config = comparison.base(config)
     folder = OUT / comparison.name
     calendar = prepare(config, comparison.shared)
     rows: dict[str, Row] = {}

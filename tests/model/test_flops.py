@@ -45,7 +45,7 @@ def test_forward_equals_pytorchs_count(name: str) -> None:
     config, rows, targets = decoder.config, 5, 3
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         requests = full_requests(rows, max(config.short_length, config.positive_length), targets, 30)
-        decoder(requests, ITEMS, torch.ones(rows * targets, dtype=torch.bool))
+        decoder(requests, ITEMS, scored=True)
     work = forward_flops(config, decoder.sizes, config.context_length, targets, rows, items=30)
     assert counter.get_total_flops() == work.total
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comparison import OUT, Row, kept_or_made, parser_of, trained
+from benchmarks.comparison import OUT, Row, kept_or_made, parser_of, short, trained
 from benchmarks.lakes import prepare
 from model.ranking_metrics import columns_of
 from pipelines.baselines import System, fit_baselines
@@ -27,7 +27,7 @@ from pipelines.cli import overrides
 from pipelines.evaluate import ModelSystem, fitting_of, ranker_of, with_progress
 from pipelines.measurement import MODEL, Measurement, breakdowns, estimated, rank_of
 from pipelines.outcome import in_order
-from pipelines.sampling import Sample
+from pipelines.sampling import NO_REQUEST
 from schemas.calendar import Calendar
 from schemas.config import Config, EvaluateConfig
 from schemas.lineage import ALIGN, EMBED, ITEM_PAIRS, ORGANISE, REWARDS, SEQUENCES, TOKENIZE, TRAIN
@@ -35,7 +35,6 @@ from schemas.loader import load_config
 
 SEEDS = (0, 1, 2)
 BEFORE = "before alignment"
-NOBODY = Sample(seed=0, threshold=np.uint64(0))
 METRICS = ("recall@10", "ndcg@10", "recall@50")
 BY_SEED = METRICS[:2]
 
@@ -63,7 +62,7 @@ def measured(config: Config, calendar: Calendar) -> Row:
         }
         systems |= {name: found.system for name, found in fitted.items()}
         counts = fitting.positives.counts
-        measurement = Measurement(systems, settings, counts, data.catalogue.item_ids, data.positive_mask, NOBODY)
+        measurement = Measurement(systems, settings, counts, data.catalogue.item_ids, data.positive_mask, NO_REQUEST)
         requests = len(data.targets("test").requests()[0])
         for queries in with_progress(context, data.queries("test"), requests):
             measurement.add(queries)
@@ -113,10 +112,6 @@ def page(seeds: Sequence[Row], config: EvaluateConfig) -> Iterator[str]:
 
 def interval(cell: dict[str, float]) -> str:
     return short(f"{cell['value']:.4f} [{cell['low']:.4f}, {cell['high']:.4f}]")
-
-
-def short(text: str) -> str:
-    return text.replace("0.", ".")
 
 
 def main() -> None:

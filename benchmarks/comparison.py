@@ -234,9 +234,14 @@ def table(rows: Mapping[str, Row], role: Role, columns: tuple[str, ...]) -> Iter
         both = np.concatenate([values, values - base], axis=1)
         draws = bootstrap_means(both, own[0], RESAMPLES, 0)
         cells = [f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]" for e in estimates(both, draws, CONFIDENCE)]
-        recall, ndcg, recall_gap, ndcg_gap = (cell.replace("0.", ".") for cell in cells)
+        recall, ndcg, recall_gap, ndcg_gap = map(short, cells)
         gaps = ("", "") if system == OWN else (recall_gap, ndcg_gap)
         yield " | ".join([f"| {system}", recall, gaps[0], ndcg, gaps[1], *(shown(found, name) for name in columns)]) + " |"
+
+
+def short(text: str) -> str:
+    """Shares without the zero before the point."""
+    return text.replace("0.", ".")
 
 
 def shown(row: Row, column: str) -> str:

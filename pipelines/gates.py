@@ -22,7 +22,7 @@ from pipelines.catalogue import Catalogue
 from pipelines.evaluate import ModelSystem, evaluation_data, load_ranker
 from pipelines.measurement import MODEL, Measurement, measure
 from pipelines.registry import CHAMPION
-from pipelines.sampling import Sample
+from pipelines.sampling import NO_REQUEST
 from pipelines.stage import StageContext
 
 
@@ -81,7 +81,7 @@ def compare(context: StageContext, champion: Bundle) -> dict[str, Any]:
         np.zeros(len(data.catalogue), np.int64),
         data.catalogue.item_ids,
         data.positive_mask,
-        Sample(seed=0, threshold=np.uint64(0)),
+        NO_REQUEST,
     )
     return measure(measurement, data.queries("test"))
 

@@ -27,6 +27,9 @@ class Sample:
         return hash_of(user_ids, 0 * ts_us if self.whole_users else ts_us, self.seed) <= self.threshold
 
 
+NO_REQUEST = Sample(seed=0, threshold=np.uint64(0))
+
+
 def hash_of(user_ids: np.ndarray, ts_us: np.ndarray, seed: int) -> np.ndarray:
     """uint64 [R]: the same on every machine (the finaliser of SplitMix64, twice)."""
     mixed = user_ids.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)

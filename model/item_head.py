@@ -12,6 +12,8 @@ Shapes: R requests, T targets, N items, E = embed_dim, D = d_model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,12 +40,13 @@ class ItemHead(nn.Module):
         self.query = nn.Linear(config.d_model, config.embed_dim)
         nn.init.normal_(self.query.weight, std=config.d_model**-0.5)
         self.ages = nn.Parameter(FADING ** torch.arange(config.positive_length))
-        self.length = nn.Parameter(torch.tensor(LENGTH))
+        self.length = nn.Parameter(torch.tensor([LENGTH]))  # no scalar: FSDP2 spreads none
         self.recent = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
         nn.init.eye_(self.recent.weight)
         self.dropout = nn.Dropout(config.dropout)
         self.memory = ItemMemory(config.item_rows, config.item_neighbours) if config.item_neighbours else None
         self.register_buffer("share", torch.tensor(0.5))
+        self.register_load_state_dict_pre_hook(_length_of_earlier_models)
 
     def liked(self, engaged_M: Tensor, offsets: Tensor, vectors_NE: Tensor) -> Tensor:
         """[R, E]: of the newest engaged items (dense, -1 unknown; offsets int64 [R + 1]); 0 where none is known."""
@@ -69,6 +72,13 @@ class ItemHead(nn.Module):
         if weigh is None:
             return chunked_cross_entropy(query_TE, vectors_NE, targets_T), None
         return weighed_cross_entropy(query_TE, vectors_NE, targets_T, weigh)
+
+
+def _length_of_earlier_models(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    """They hold a scalar."""
+    name = f"{prefix}length"
+    if name in state and not state[name].dim():
+        state[name] = state[name][None]
 
 
 def item_vectors(fields: EventFields, items: ItemTable, codes: bool) -> Tensor:

@@ -97,6 +97,16 @@ def test_codes_that_cannot_matter_are_left_out_and_the_best_are_the_same(name: s
     assert torch.allclose(ranking.log_probs, whole.log_probs, atol=1e-5)
 
 
+def test_a_model_of_which_the_length_is_a_scalar_is_read() -> None:
+    earlier = small_decoder(**HEAD)
+    earlier.item_head.length.data.fill_(7.0)
+    saved = earlier.state_dict()
+    saved["item_head.length"] = saved["item_head.length"][0]
+    decoder = small_decoder(1, **HEAD)
+    decoder.load_state_dict(saved)
+    assert decoder.item_head.length.tolist() == [7.0]
+
+
 def test_the_head_alone_ranks_as_the_search_with_codes_that_count_for_nothing() -> None:
     decoder = small_decoder(**HEAD).eval()
     decoder.item_head.share.fill_(1.0)

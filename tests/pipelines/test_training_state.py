@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, seed: int, way: Way, world: int) -> None:
         moe = MoeConfig(experts=3, active=2, width=8, first_dense=1)
-        self.decoder: Decoder = small_decoder(seed, moe=moe, fields=("item", "author", "tags"))
+        self.decoder: Decoder = small_decoder(seed, moe=moe, fields=("item", "author", "tags"), item_head=True)
         settings = TrainConfig(table_optimizer=way[0], clip_norm=0.5)  # type: ignore[arg-type]
         tables = sparse_tables(self.decoder, settings)
         self.model: torch.nn.Module = self.decoder
@@ -45,8 +45,10 @@ class Worker:
         for seed in range(STEPS):
             whole = random_requests(8, 30, seed)
             mine, weight = share(whole, rank, self.world)
-            nll_TL = code_nll(self.model(mine, ITEMS).logits, ITEMS.codes[mine.target_items])
-            (nll_TL.mean(1).sum() * weight * self.world / len(whole.target_items)).backward()
+            outputs = self.model(mine, ITEMS, True, lambda log_probs, _: torch.ones_like(log_probs))
+            nll_TL = code_nll(outputs.logits, ITEMS.codes[mine.target_items])
+            loss = nll_TL.mean(1).sum() + outputs.item_nll
+            (loss * weight * self.world / len(whole.target_items)).backward()
             self.descent.step(1e-2)
 
     def tensors(self) -> dict[str, torch.Tensor]:

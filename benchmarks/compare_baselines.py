@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comparison import OUT, Row, kept_or_made, parser_of, short, trained
+from benchmarks.comparison import OUT, Row, interval, kept_or_made, parser_of, short, trained
 from benchmarks.lakes import prepare
 from model.ranking_metrics import columns_of
 from pipelines.baselines import System, fit_baselines
@@ -28,6 +28,7 @@ from pipelines.evaluate import ModelSystem, fitting_of, ranker_of, with_progress
 from pipelines.measurement import MODEL, Measurement, breakdowns, estimated, rank_of
 from pipelines.outcome import in_order
 from pipelines.sampling import NO_REQUEST
+from pipelines.train_loop import HISTORY, ITEM_MEMORY, ITEM_SHARE
 from schemas.calendar import Calendar
 from schemas.config import Config, EvaluateConfig
 from schemas.lineage import ALIGN, EMBED, ITEM_PAIRS, ORGANISE, REWARDS, SEQUENCES, TOKENIZE, TRAIN
@@ -72,8 +73,8 @@ def measured(config: Config, calendar: Calendar) -> Row:
 
 def weights(folder: Path) -> dict[str, float]:
     """Those that validation gave the item head and its memory."""
-    rows = json.loads((folder / "history.json").read_text())
-    return {name: row[name] for row in rows for name in ("item_share", "item_memory") if name in row}
+    rows = json.loads((folder / HISTORY).read_text())
+    return {name: row[name] for row in rows for name in (ITEM_SHARE, ITEM_MEMORY) if name in row}
 
 
 def page(seeds: Sequence[Row], config: EvaluateConfig) -> Iterator[str]:
@@ -89,7 +90,7 @@ def page(seeds: Sequence[Row], config: EvaluateConfig) -> Iterator[str]:
     for system in systems:
         each = [columns_of(seed[rank_of(system)], config.cutoffs) for seed in seeds]
         by_seed = [", ".join(short(f"{seed[name].mean():.4f}") for seed in each) for name in BY_SEED]
-        yield " | ".join([f"| {system}", *(interval(metrics[system][name]) for name in METRICS), *by_seed]) + " |"
+        yield (" | ".join([f"| {system}", *(interval(metrics[system][name]) for name in METRICS), *by_seed]) + " |")
     yield "\n| model minus | " + " | ".join(METRICS) + " |"
     yield "|---" * (1 + len(METRICS)) + "|"
     for system in systems:
@@ -108,10 +109,6 @@ def page(seeds: Sequence[Row], config: EvaluateConfig) -> Iterator[str]:
             settings = ", ".join(f"{key} {value}" for key, value in chosen.items())
             scores = ", ".join(f"{key} {short(f'{value:.4f}')}" for key, value in figures.items())
             yield f"- seed {seed}, {name}: {settings}" + (f" (validation {scores})" if scores else "")
-
-
-def interval(cell: dict[str, float]) -> str:
-    return short(f"{cell['value']:.4f} [{cell['low']:.4f}, {cell['high']:.4f}]")
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ from pipelines.candidates import model_folder
 from pipelines.cli import overrides
 from pipelines.evaluate import evaluation_data, ranker_of
 from pipelines.evaluation_data import EvaluationData
+from pipelines.outcome import interval_text
 from pipelines.progress import Progress
 from pipelines.run import run_steps, running
 from pipelines.split import Role
@@ -233,8 +234,8 @@ def table(rows: Mapping[str, Row], role: Role, columns: tuple[str, ...]) -> Iter
         values = np.column_stack(list(columns_of(found[role][3], (CUTOFF,)).values()))
         both = np.concatenate([values, values - base], axis=1)
         draws = bootstrap_means(both, own[0], RESAMPLES, 0)
-        cells = [f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]" for e in estimates(both, draws, CONFIDENCE)]
-        recall, ndcg, recall_gap, ndcg_gap = map(short, cells)
+        cells = [interval(vars(estimate)) for estimate in estimates(both, draws, CONFIDENCE)]
+        recall, ndcg, recall_gap, ndcg_gap = cells
         gaps = ("", "") if system == OWN else (recall_gap, ndcg_gap)
         yield " | ".join([f"| {system}", recall, gaps[0], ndcg, gaps[1], *(shown(found, name) for name in columns)]) + " |"
 
@@ -242,6 +243,10 @@ def table(rows: Mapping[str, Row], role: Role, columns: tuple[str, ...]) -> Iter
 def short(text: str) -> str:
     """Shares without the zero before the point."""
     return text.replace("0.", ".")
+
+
+def interval(cell: dict[str, float]) -> str:
+    return short(interval_text(cell))
 
 
 def shown(row: Row, column: str) -> str:

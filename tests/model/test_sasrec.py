@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -57,20 +60,31 @@ def test_neighbours_in_the_batch_and_their_padding_change_nothing(model):
     torch.testing.assert_close(beside[1:3], alone)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 40))
-def test_chunked_loss_equals_cross_entropy_in_value_and_gradient(seed, predictions):
+def random_classifier(seed: int, predictions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]:
+    """Hidden states, weights of nine classes, labels, and what goes on drawing."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(predictions, 5, generator=generator, requires_grad=True)
     weight = torch.randn(9, 5, generator=generator, requires_grad=True)
-    labels = torch.randint(0, 9, (predictions,), generator=generator)
-    expected = F.cross_entropy(hidden @ weight.T, labels) * 3
-    wanted = torch.autograd.grad(expected, (hidden, weight))
-    kept, ChunkedCrossEntropy.CHUNK = ChunkedCrossEntropy.CHUNK, 7
+    return hidden, weight, torch.randint(0, 9, (predictions,), generator=generator), generator
+
+
+@contextmanager
+def chunks_of(rows: int) -> Iterator[None]:
+    kept, ChunkedCrossEntropy.CHUNK = ChunkedCrossEntropy.CHUNK, rows
     try:
-        found = chunked_cross_entropy(hidden, weight, labels) * 3
+        yield
     finally:
         ChunkedCrossEntropy.CHUNK = kept
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 40))
+def test_chunked_loss_equals_cross_entropy_in_value_and_gradient(seed, predictions):
+    hidden, weight, labels, _ = random_classifier(seed, predictions)
+    expected = F.cross_entropy(hidden @ weight.T, labels) * 3
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    with chunks_of(7):
+        found = chunked_cross_entropy(hidden, weight, labels) * 3
     torch.testing.assert_close(found, expected)
     for got, want in zip(torch.autograd.grad(found, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
@@ -79,19 +93,13 @@ def test_chunked_loss_equals_cross_entropy_in_value_and_gradient(seed, predictio
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 40))
 def test_rows_are_weighed_by_what_their_log_probabilities_ask_for(seed, predictions):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(predictions, 5, generator=generator, requires_grad=True)
-    weight = torch.randn(9, 5, generator=generator, requires_grad=True)
-    labels = torch.randint(0, 9, (predictions,), generator=generator)
+    hidden, weight, labels, generator = random_classifier(seed, predictions)
     signs = torch.randint(-1, 2, (predictions,), generator=generator)
     expected_log_probs = -F.cross_entropy(hidden @ weight.T, labels, reduction="none")
     expected = -(signs * expected_log_probs.detach().exp() * expected_log_probs).sum()
     wanted = torch.autograd.grad(expected, (hidden, weight))
-    kept, ChunkedCrossEntropy.CHUNK = ChunkedCrossEntropy.CHUNK, 7
-    try:
+    with chunks_of(7):
         found, log_probs = weighed_cross_entropy(hidden, weight, labels, lambda log, rows: signs[rows] * log.exp())
-    finally:
-        ChunkedCrossEntropy.CHUNK = kept
     torch.testing.assert_close(log_probs, expected_log_probs.detach())
     torch.testing.assert_close(found, expected)
     for got, want in zip(torch.autograd.grad(found, (hidden, weight)), wanted, strict=True):

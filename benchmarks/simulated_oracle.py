@@ -2,7 +2,8 @@
 
 `python -m benchmarks.simulated_oracle FOLDER` ranks the whole catalogue for each positive of the last day. The oracle
 knows the latent state of the request (the session's intent and the running series), which no model can: it is an upper
-bound. `oracle_scores` without requests knows the user's tastes of the day alone.
+bound. `oracle_scores` without requests knows the user's tastes of the day alone. The third oracle knows those, too, but not
+which of a topic's new items will do better than others, since no event tells.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +21,19 @@ import scipy.sparse as sp
 
 from jobs import latent
 
-CUTOFF = 10
+CUTOFFS = (10, 50)
+NEW = 2  # days: the last one, and that of validation
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The tables of truth/ on one day as arrays, and the number of topics T."""
+    """The tables of truth/ on one day as arrays."""
 
     items: pd.DataFrame
-    place_N: np.ndarray  # place in the item's topic that day; -1: not there yet
-    count_T: np.ndarray  # items of each topic that day
+    share_N: np.ndarray  # P(item | topic, day); 0: not there yet
     users: pd.DataFrame  # tastes of the day by user_id
     requests: pd.DataFrame
-
-    @property
-    def topics(self) -> int:
-        return len(self.count_T)
+    topics: int
 
 
 def read_truth(folder: Path, day: int, topics: int) -> Truth:
@@ -45,18 +43,27 @@ def read_truth(folder: Path, day: int, topics: int) -> Truth:
 
     items = table("items", at_day=False).sort_values("item_id", ignore_index=True)
     shown = table("exposure")
-    place_N = np.full(len(items), -1)
-    place_N[shown.item_id] = shown.place
-    count_T = np.bincount(shown.topic, minlength=topics)
-    return Truth(items, place_N, count_T, table("users").set_index("user_id"), table("requests"))
+    share_N = np.zeros(len(items))
+    count = np.bincount(shown.topic, minlength=topics)[shown.topic]
+    share_N[shown.item_id] = within_topic(shown.place.to_numpy(), count)
+    return Truth(items, share_N, table("users").set_index("user_id"), table("requests"), topics)
 
 
-def within_topic(truth: Truth) -> np.ndarray:
-    """P(item | topic, day) [N], the closed form of `latent.zipf_rank`."""
+def within_topic(place: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """P(item | topic, day) of the items at places (from 0) of topics of `count` items; `latent.zipf_rank` in closed form."""
     b = 1.0 - latent.ZIPF
-    count_N = truth.count_T[truth.items.topic]
-    share = ((truth.place_N + 2.0) ** b - (truth.place_N + 1.0) ** b) / ((count_N + 1.0) ** b - 1)
-    return np.where(truth.place_N >= 0, share, 0.0)
+    share: np.ndarray = ((place + 2.0) ** b - (place + 1.0) ** b) / ((count + 1.0) ** b - 1)
+    return share
+
+
+def unaware_of(truth: Truth, new_N: np.ndarray) -> Truth:
+    """The truth but that of the new items (bool [N]), which all have the mean share and quality of those of their topic."""
+    items, share_N = truth.items.copy(), truth.share_N.copy()
+    for _, rows in items[new_N].groupby("topic").indices.items():
+        alike = np.flatnonzero(new_N)[rows]
+        share_N[alike] = share_N[alike].mean()
+        items.loc[alike, "quality"] = items.quality[alike].mean()
+    return replace(truth, items=items, share_N=share_N)
 
 
 def taste(truth: Truth, user_ids: np.ndarray) -> np.ndarray:
@@ -91,8 +98,8 @@ def exposed(truth: Truth, user_ids: np.ndarray, intents: np.ndarray | None = Non
         intent_RT = np.eye(truth.topics)[intents]
     topic_RT = latent.INTENT_SHARE * intent_RT + latent.MIXTURE_SHARE * taste_RT + latent.TREND_SHARE * trend_T
     anywhere = 1 - latent.INTENT_SHARE - latent.MIXTURE_SHARE - latent.TREND_SHARE
-    present_N = truth.place_N >= 0
-    return topic_RT[:, truth.items.topic] * within_topic(truth) + anywhere * present_N / present_N.sum()
+    present_N = truth.share_N > 0
+    return topic_RT[:, truth.items.topic] * truth.share_N + anywhere * present_N / present_N.sum()
 
 
 def oracle_scores(truth: Truth, user_ids: np.ndarray, requests: pd.DataFrame | None = None) -> np.ndarray:
@@ -141,15 +148,19 @@ def histories(log: pd.DataFrame, test: pd.DataFrame, decay: float, length: int =
     return sp.csr_array((values, (rows, columns)), shape=(len(test), int(log.video_id.max()) + 1))
 
 
-def recall(scores_RN: np.ndarray, item_R: np.ndarray) -> np.ndarray:
+def ranks(scores_RN: np.ndarray, item_R: np.ndarray) -> np.ndarray:
+    """Of each row's item, from 0, the mean one among equal scores [R]."""
     own_R1 = np.take_along_axis(scores_RN, item_R[:, None], axis=1)
-    return (scores_RN > own_R1).sum(axis=1) + ((scores_RN == own_R1).sum(axis=1) - 1) / 2 < CUTOFF
+    return (scores_RN > own_R1).sum(axis=1) + ((scores_RN == own_R1).sum(axis=1) - 1) / 2
 
 
-def measure(folder: Path, sample: int = 10_000) -> dict[str, float]:
+def measure(folder: Path, sample: int = 10_000) -> dict[str, dict[str, float]]:
+    """Recall of all test positives and of those of new items, by system."""
     settings = json.loads((folder / "_SIMULATED.json").read_text())["settings"]
     day = settings["days"] - 1
     truth = read_truth(folder, day, settings["topics"])
+    new_N = (truth.items.upload_day > day - NEW).to_numpy()
+    unaware = unaware_of(truth, new_N)
     positives = read_positives(folder)
     train, test = positives[positives.day < day], positives[positives.day == day]
     test = test.sample(min(sample, len(test)), random_state=0)
@@ -168,16 +179,25 @@ def measure(folder: Path, sample: int = 10_000) -> dict[str, float]:
             history = sp.csr_array(history, shape=(len(rows), history.shape[1]))
             systems[f"itemknn_{decay}"] = (history @ similar[: history.shape[1]]).toarray() + tiny
         systems["oracle_of_the_day"] = oracle_scores(truth, users)
+        systems["oracle_unaware_of_the_new"] = oracle_scores(unaware, users)
         systems["oracle_of_the_request"] = oracle_scores(truth, users, state)
         for name, scores_RN in systems.items():
-            found.setdefault(name, []).append(recall(scores_RN, items))
-    return {name: float(np.concatenate(hits).mean()) for name, hits in found.items()}
+            found.setdefault(name, []).append(ranks(scores_RN, items))
+    kinds = {"": np.ones(len(test), bool), " of new items": new_N[test.video_id]}
+    return {
+        name: {
+            f"recall@{cutoff}{kind}": float((np.concatenate(parts)[rows] < cutoff).mean())
+            for kind, rows in kinds.items()
+            for cutoff in CUTOFFS
+        }
+        for name, parts in found.items()
+    }
 
 
 def main() -> None:
     started = datetime.datetime.now()
-    for name, value in measure(Path(sys.argv[1])).items():
-        print(f"{name:24s} recall@{CUTOFF} {value:.4f}")
+    for name, row in measure(Path(sys.argv[1])).items():
+        print(f"{name:26s}" + "".join(f"  {metric} {value:.4f}" for metric, value in row.items()))
     print(f"{(datetime.datetime.now() - started).total_seconds():.0f} s")
 
 

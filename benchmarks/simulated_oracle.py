@@ -50,7 +50,7 @@ def read_truth(folder: Path, day: int, topics: int) -> Truth:
 
 
 def within_topic(place: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """P(item | topic, day) of the items at places (from 0) of topics of `count` items; `latent.zipf_rank` in closed form."""
+    """P(item | topic, day) of items at places (from 0) of topics with `count` items; `latent.zipf_rank` in closed form."""
     b = 1.0 - latent.ZIPF
     share: np.ndarray = ((place + 2.0) ** b - (place + 1.0) ** b) / ((count + 1.0) ** b - 1)
     return share

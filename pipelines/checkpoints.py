@@ -108,6 +108,10 @@ def states(folder: Path) -> list[Path]:
 def newest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and state of the newest checkpoint, or None at the start."""
     found = states(folder)
-    if not found:
-        return None
-    return load_file(found[-1] / "state.safetensors"), json.loads((found[-1] / "state.json").read_text())
+    return (load_file(found[-1] / "state.safetensors"), described(found[-1])) if found else None
+
+
+def described(state: Path) -> dict[str, Any]:
+    """What a training state says beside its tensors."""
+    found: dict[str, Any] = json.loads((state / "state.json").read_text())
+    return found

@@ -20,9 +20,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines.candidates import newest_candidate
+from pipelines.checkpoints import described, states
 from pipelines.example_stream import TABLE as STREAM
 from pipelines.promotion import registry
-from pipelines.train_loop import CHECKPOINTS
+from pipelines.run_artifacts import CHECKPOINTS
 from schemas.calendar import log_calendar
 from schemas.config import Config
 from schemas.errors import ContractViolation, LazyRecError, MissingUpstream
@@ -149,8 +150,8 @@ def unfinished(lake: Lake) -> list[tuple[Path, int | None]]:
     for stage in ARTIFACT_STAGES:
         for folder in sorted(lake.artifact(stage, "any").parent.glob("*/")):
             if not (folder / "manifest.json").is_file():
-                states = sorted((folder / CHECKPOINTS).glob("step_*/state.json"))
-                position = json.loads(states[-1].read_text())["position"] if states else {}
+                kept = states(folder / CHECKPOINTS)
+                position = described(kept[-1])["position"] if kept else {}
                 found.append((folder, position.get("table_version")))
     return found
 

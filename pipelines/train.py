@@ -1,7 +1,8 @@
 """Stage `train`: the lazy decoder on the organised stream, through Ray Train.
 
 With train.num_workers = 0 the loop runs in this process. A killed run resumes from the newest checkpoint in the stage's
-folder, which the stage's identity names, so a changed setting or input never continues another run's weights.
+folder, which the stage's identity names, so a changed setting or input never continues another run's weights; where the
+examples were written again since, it starts anew.
 Requests of the split's train role bear the loss, on items whose codes were known by the last train day. A night continues
 the candidate that it has scored, in one pass over the days that this one has not seen.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.candidates import model_folder
-from pipelines.checkpoints import load_model
+from pipelines.checkpoints import described, load_model, states
 from pipelines.devices import enough_gpus
+from pipelines.example_stream import TABLE
 from pipelines.report_plots import curves
-from pipelines.run_artifacts import RunArtifacts
+from pipelines.run_artifacts import CHECKPOINTS, RunArtifacts
 from pipelines.stage import StageContext, StageResult
 from pipelines.tracking import tracking_uri
 from pipelines.train_loop import HISTORY, train_loop
@@ -87,6 +90,7 @@ def run_artifacts(context: StageContext) -> RunArtifacts | None:
 
 def train(settings: dict[str, Any], loop: Callable[..., None] = train_loop) -> None:
     """Trains by `loop` with the configured number of workers; see `train_loop` for the settings."""
+    start_anew_where_rewritten(settings)
     workers = settings["config"].train.num_workers
     storage = Path(settings["folder"]).resolve() / "ray_train"
     run_config = RunConfig(name=settings["identity"], storage_path=str(storage))
@@ -106,6 +110,21 @@ def train(settings: dict[str, Any], loop: Callable[..., None] = train_loop) -> N
         scaling_config=scaling,
         run_config=run_config,
     ).fit()
+
+
+def start_anew_where_rewritten(settings: dict[str, Any]) -> None:
+    """Removes checkpoints from another version of the examples. It holds the same rows, since the identity is the same, but
+    compaction or a second writing may have put them in another order, in which their positions mean nothing."""
+    version = settings["pins"][TABLE]
+    stale = [
+        state
+        for state in states(Path(settings["folder"]) / CHECKPOINTS)
+        if described(state)["position"]["table_version"] != version
+    ]
+    for state in stale:
+        shutil.rmtree(state)
+    if stale and settings.get("say"):
+        settings["say"](f"{TABLE} was written again since the last checkpoint, {stale[-1].name}: training starts anew")
 
 
 def _result(history: list[dict[str, float]], description: dict[str, Any]) -> StageResult:

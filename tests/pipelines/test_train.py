@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,14 @@ EXPERTS = MoeConfig(experts=4, active=2, width=8, first_dense=1, speed=0.1)
 EVERYTHING = replace(EVERYTHING, model=replace(EVERYTHING.model, moe=EXPERTS, fields=FIELDS, **HEAD))
 
 
+def _killed_at(wanted: int) -> Callable[[int], None]:
+    def kill(step: int) -> None:
+        if step == wanted:
+            raise Killed
+
+    return kill
+
+
 ROWWISE = with_train(table_optimizer="rowwise", accumulate=2)
 ROWWISE = replace(ROWWISE, model=replace(ROWWISE.model, fields=("item", "author", "tags")))
 
@@ -166,12 +175,8 @@ def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(
     assert config.model.dropout > 0
     train(settings_for(small_lake, tmp_path / "unbroken", config))
 
-    def kill(step: int) -> None:
-        if step == kill_at:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(settings_for(small_lake, tmp_path / "killed", config, failpoint=kill))
+        train(settings_for(small_lake, tmp_path / "killed", config, failpoint=_killed_at(kill_at)))
     assert not (tmp_path / "killed" / "weights.safetensors").exists()
     lines: list[str] = []
     train(settings_for(small_lake, tmp_path / "killed", config, say=lines.append))
@@ -182,6 +187,20 @@ def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(
     losses = [losses_of(tmp_path / name) for name in ("unbroken", "killed")]
     assert losses[0] == losses[1]
     assert len(states(tmp_path / "killed" / "checkpoints")) == 2
+
+
+def test_a_checkpoint_of_examples_that_were_written_again_is_left_behind(ray_module, tmp_path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    pins = write_lake(lake, ROWS)
+    with pytest.raises(Killed):
+        train(settings_for((lake, pins), tmp_path / "model", failpoint=_killed_at(9)))
+    lines: list[str] = []
+    again = lake, pins | write_lake(lake, ROWS)
+    train(settings_for(again, tmp_path / "model", say=lines.append))
+    assert any("training starts anew" in line for line in lines) and not any("resumed" in line for line in lines)
+    train(settings_for(again, tmp_path / "unbroken"))
+    wanted, got = weights(tmp_path / "unbroken"), weights(tmp_path / "model")
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
 
 
 def test_accumulated_batches_end_steps_and_epochs_together(small_lake, ray_module, tmp_path) -> None:

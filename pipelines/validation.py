@@ -25,6 +25,7 @@ from pipelines.training_data import TrainingData
 NDCG = "validation_ndcg"
 RANKED, CUTOFF = 500, 10  # requests that are ranked, and at which place
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+DEEPER = 50  # places by which a share is chosen: among ten, noise is as large as what the shares differ by
 
 
 class Validation:
@@ -65,10 +66,10 @@ class Validation:
 
         def answers(some: Requests) -> list[Tensor]:
             found = ranker.candidates(some, settings.beam, settings.mask_history)
-            return [best_of(found, fused_scores(found, share), CUTOFF).items for share in SHARES]
+            return [best_of(found, fused_scores(found, share), DEEPER).items for share in SHARES]
 
         if len(requests):
-            decoder.item_head.share.fill_(SHARES[int(np.argmax(self._ndcgs(requests, answers)))])
+            decoder.item_head.share.fill_(SHARES[int(np.argmax(self._ndcgs(requests, answers, DEEPER)))])
         return float(decoder.item_head.share)
 
     def fill_memory(self, decoder: Decoder) -> float:
@@ -95,14 +96,14 @@ class Validation:
         memory.weight.fill_(best)
         return best
 
-    def _ndcgs(self, requests: Requests, answers: Callable[[Requests], list[Tensor]]) -> list[float]:
-        """Of each of the rankings (int64 [R, CUTOFF]) that `answers` gives to a batch of the requests."""
+    def _ndcgs(self, requests: Requests, answers: Callable[[Requests], list[Tensor]], cutoff: int = CUTOFF) -> list[float]:
+        """Of each of the rankings (int64 [R, cutoff]) that `answers` gives to a batch of the requests."""
         ranks = []
         for rows in torch.arange(len(requests)).split(self.data.config.evaluate.batch_requests):
             some = take_rows(requests, rows)
             found = answers(some.to(self.device))
             ranks.append([target_ranks(each.cpu(), some.target_rows(), some.target_items) for each in found])
-        return [float(ndcg_at(np.concatenate(each), CUTOFF).mean()) for each in zip(*ranks, strict=True)]
+        return [float(ndcg_at(np.concatenate(each), cutoff).mean()) for each in zip(*ranks, strict=True)]
 
     @cached_property
     def _trie(self) -> Trie:

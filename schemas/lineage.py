@@ -180,7 +180,7 @@ REWARDS = StageSpec(
 )
 TRAIN = StageSpec(
     "train",
-    logic=1,
+    logic=2,
     settings=("model", "train", "targets", "split"),
     outputs={
         "train": (

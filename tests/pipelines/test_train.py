@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from model.feed_forward import mixtures
+from model.ranker import Ranker
+from model.ranking_metrics import ndcg_at, target_ranks
 from pipelines.checkpoints import load_model, newest_state, save_model, states
 from pipelines.engines import Engines
 from pipelines.example_stream import ExampleStream, Position, Segment, segments_of
@@ -23,7 +25,7 @@ from pipelines.stage import StageContext
 from pipelines.train import run, train
 from pipelines.train_loop import Training, share
 from pipelines.training_data import TrainingData, open_data
-from pipelines.validation import MEMORIES, SHARES, Validation
+from pipelines.validation import CUTOFF, DEEPER, MEMORIES, SHARES, Validation
 from schemas.config import Config
 from schemas.errors import ConfigError, ContractViolation
 from schemas.lake import Lake
@@ -315,18 +317,22 @@ def test_the_item_head_learns_and_validation_weighs_it(small_lake, ray_module, t
     assert history[-1]["item_share"] == decoder.item_head.share
     validation = Validation(opened(small_lake, config), opened(small_lake, config).items)
 
-    def best_of(weights: tuple[float, ...], weighed: torch.Tensor, chosen: float) -> None:
+    requests, ranker = validation.data.validation(), Ranker(decoder, validation.items, validation._trie)
+
+    def best_of(weights: tuple[float, ...], weighed: torch.Tensor, chosen: float, cutoff: int) -> None:
         found = {}
         for weight in weights:
             weighed.fill_(weight)
-            found[weight] = validation._ndcg(decoder, validation.data.validation())
+            ranked = ranker.rank(requests, cutoff, config.evaluate.beam, config.evaluate.mask_history)
+            ranks = target_ranks(ranked, requests.target_rows(), requests.target_items)
+            found[weight] = ndcg_at(ranks, cutoff).mean()
         weighed.fill_(chosen)
         assert found[chosen] == pytest.approx(max(found.values())) and len(set(found.values())) > 1
 
     share, memory = decoder.item_head.share, decoder.item_head.memory
-    best_of(SHARES, share, history[-1]["item_share"])
+    best_of(SHARES, share, history[-1]["item_share"], DEEPER)
     share.fill_(1.0)
-    best_of(MEMORIES, memory.weight, history[-2]["item_memory"])
+    best_of(MEMORIES, memory.weight, history[-2]["item_memory"], CUTOFF)
     assert (memory.similarity > 0).any(dim=1).sum() > 1
 
 

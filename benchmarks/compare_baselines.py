@@ -90,7 +90,7 @@ def page(seeds: Sequence[Row], config: EvaluateConfig) -> Iterator[str]:
     for system in systems:
         each = [columns_of(seed[rank_of(system)], config.cutoffs) for seed in seeds]
         by_seed = [", ".join(short(f"{seed[name].mean():.4f}") for seed in each) for name in BY_SEED]
-        yield (" | ".join([f"| {system}", *(interval(metrics[system][name]) for name in METRICS), *by_seed]) + " |")
+        yield " | ".join([f"| {system}", *(interval(metrics[system][name]) for name in METRICS), *by_seed]) + " |"
     yield "\n| model minus | " + " | ".join(METRICS) + " |"
     yield "|---" * (1 + len(METRICS)) + "|"
     for system in systems:

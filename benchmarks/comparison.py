@@ -234,8 +234,7 @@ def table(rows: Mapping[str, Row], role: Role, columns: tuple[str, ...]) -> Iter
         values = np.column_stack(list(columns_of(found[role][3], (CUTOFF,)).values()))
         both = np.concatenate([values, values - base], axis=1)
         draws = bootstrap_means(both, own[0], RESAMPLES, 0)
-        cells = [interval(vars(estimate)) for estimate in estimates(both, draws, CONFIDENCE)]
-        recall, ndcg, recall_gap, ndcg_gap = cells
+        recall, ndcg, recall_gap, ndcg_gap = (interval(vars(each)) for each in estimates(both, draws, CONFIDENCE))
         gaps = ("", "") if system == OWN else (recall_gap, ndcg_gap)
         yield " | ".join([f"| {system}", recall, gaps[0], ndcg, gaps[1], *(shown(found, name) for name in columns)]) + " |"
 

@@ -59,10 +59,9 @@ def within_topic(place: np.ndarray, count: np.ndarray) -> np.ndarray:
 def unaware_of(truth: Truth, new_N: np.ndarray) -> Truth:
     """The truth but that of the new items (bool [N]), which all have the mean share and quality of those of their topic."""
     items, share_N = truth.items.copy(), truth.share_N.copy()
-    for _, rows in items[new_N].groupby("topic").indices.items():
-        alike = np.flatnonzero(new_N)[rows]
-        share_N[alike] = share_N[alike].mean()
-        items.loc[alike, "quality"] = items.quality[alike].mean()
+    means = items.assign(share=share_N)[new_N].groupby("topic")[["share", "quality"]].transform("mean")
+    share_N[new_N] = means.share
+    items.loc[new_N, "quality"] = means.quality
     return replace(truth, items=items, share_N=share_N)
 
 
@@ -184,13 +183,14 @@ def measure(folder: Path, sample: int = 10_000) -> dict[str, dict[str, float]]:
         for name, scores_RN in systems.items():
             found.setdefault(name, []).append(ranks(scores_RN, items))
     kinds = {"": np.ones(len(test), bool), " of new items": new_N[test.video_id]}
+    rank_R = {name: np.concatenate(parts) for name, parts in found.items()}
     return {
         name: {
-            f"recall@{cutoff}{kind}": float((np.concatenate(parts)[rows] < cutoff).mean())
+            f"recall@{cutoff}{kind}": float((each_R[rows] < cutoff).mean())
             for kind, rows in kinds.items()
             for cutoff in CUTOFFS
         }
-        for name, parts in found.items()
+        for name, each_R in rank_R.items()
     }
 
 

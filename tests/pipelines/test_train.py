@@ -54,6 +54,14 @@ class Killed(Exception):
     pass
 
 
+def killed_at(wanted: int) -> Callable[[int], None]:
+    def kill(step: int) -> None:
+        if step == wanted:
+            raise Killed
+
+    return kill
+
+
 @pytest.fixture(scope="module")
 def small_lake(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, dict[str, int]]:
     lake = Lake(str(tmp_path_factory.mktemp("train") / "lake"))
@@ -158,14 +166,6 @@ EXPERTS = MoeConfig(experts=4, active=2, width=8, first_dense=1, speed=0.1)
 EVERYTHING = replace(EVERYTHING, model=replace(EVERYTHING.model, moe=EXPERTS, fields=FIELDS, **HEAD))
 
 
-def _killed_at(wanted: int) -> Callable[[int], None]:
-    def kill(step: int) -> None:
-        if step == wanted:
-            raise Killed
-
-    return kill
-
-
 ROWWISE = with_train(table_optimizer="rowwise", accumulate=2)
 ROWWISE = replace(ROWWISE, model=replace(ROWWISE.model, fields=("item", "author", "tags")))
 
@@ -178,7 +178,7 @@ def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(
     train(settings_for(small_lake, tmp_path / "unbroken", config))
 
     with pytest.raises(Killed):
-        train(settings_for(small_lake, tmp_path / "killed", config, failpoint=_killed_at(kill_at)))
+        train(settings_for(small_lake, tmp_path / "killed", config, failpoint=killed_at(kill_at)))
     assert not (tmp_path / "killed" / "weights.safetensors").exists()
     lines: list[str] = []
     train(settings_for(small_lake, tmp_path / "killed", config, say=lines.append))
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_examples_that_were_written_again_is_left_behind(ray_mod
     lake = Lake(str(tmp_path / "lake"))
     pins = write_lake(lake, ROWS)
     with pytest.raises(Killed):
-        train(settings_for((lake, pins), tmp_path / "model", failpoint=_killed_at(9)))
+        train(settings_for((lake, pins), tmp_path / "model", failpoint=killed_at(9)))
     lines: list[str] = []
     again = lake, pins | write_lake(lake, ROWS)
     train(settings_for(again, tmp_path / "model", say=lines.append))
@@ -276,10 +276,6 @@ def test_a_budget_of_operations_ends_training_amid_an_epoch(small_lake, ray_modu
         train(settings_for(small_lake, tmp_path / name, config, **more))
         return json.loads((tmp_path / name / "history.json").read_text())
 
-    def kill(step: int) -> None:
-        if step == 7:
-            raise Killed
-
     epoch = sum(row.get("flops", 0.0) for row in history("epoch", with_train(epochs=1)))
     config = with_train(epochs=50, budget_tflop=1.4 * epoch / 1e12, min_log_interval=1)
     found = history("unbroken", config)
@@ -289,7 +285,7 @@ def test_a_budget_of_operations_ends_training_amid_an_epoch(small_lake, ray_modu
     assert steps[-1]["learning_rate"] < 0.1 * max(row["learning_rate"] for row in steps)
     assert [row["step"] for row in found if "validation_loss" in row][-1] == steps[-1]["step"]
     with pytest.raises(Killed):
-        history("killed", config, failpoint=kill)
+        history("killed", config, failpoint=killed_at(7))
     assert [row["step"] for row in history("killed", config)] == [row["step"] for row in found]
     wanted, got = weights(tmp_path / "unbroken"), weights(tmp_path / "killed")
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)

@@ -20,7 +20,7 @@ from model.attention import target_layout
 from model.beam import NEVER, Beams, at_places, known_log_probs, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder, code_nll
-from model.item_memory import Recalled
+from model.item_memory import Recalled, mix
 from model.item_table import ItemTable
 from model.nearest import blocks
 from model.trie import Trie
@@ -45,9 +45,13 @@ class HeadScores:
     vectors_NE: Tensor
     recalled: Recalled | None  # of the head's memory
 
+    def own(self, rows: slice) -> Tensor:
+        """Log-probabilities [B, N] of the requests `rows`, without the memory."""
+        return torch.log_softmax(self.queries_RE[rows] @ self.vectors_NE.T, dim=1)
+
     def log_probs(self, rows: slice) -> Tensor:
         """[B, N], of the requests `rows`."""
-        log_BN = torch.log_softmax(self.queries_RE[rows] @ self.vectors_NE.T, dim=1)
+        log_BN = self.own(rows)
         return log_BN if self.recalled is None else self.recalled.mixed(log_BN, rows.start)
 
 
@@ -106,15 +110,37 @@ def best_by_head(
     for s in blocks(len(scores.queries_RE), len(scores.vectors_NE), SCORES):
         log_BN = scores.log_probs(s)
         also_log.append(log_BN.gather(1, also_RW[s].clamp(min=0)))
-        if excluded is not None:
-            here = (excluded[0] >= s.start) & (excluded[0] < s.stop)
-            log_BN[excluded[0][here] - s.start, excluded[1][here]] = NEVER
-        if withheld is not None:
-            log_BN[:, withheld] = NEVER
-        values_BC, items_BC = log_BN.topk(width, dim=1)
-        best.append(items_BC.masked_fill(values_BC == NEVER, -1))
+        items_BC, values_BC = _best_allowed(log_BN, s, width, excluded, withheld)
+        best.append(items_BC)
         best_log.append(values_BC)
     return torch.cat(best), torch.cat(best_log), torch.cat(also_log)
+
+
+def best_by_memory_weights(
+    scores: HeadScores, weights_W: Tensor, width: int, excluded: tuple[Tensor, Tensor] | None
+) -> list[Tensor]:
+    """The best items (int64 [R, C]) with each of the weights of the head's memory."""
+    assert scores.recalled is not None
+    best: list[list[Tensor]] = [[] for _ in weights_W]
+    for s in blocks(len(scores.queries_RE), len(scores.vectors_NE), SCORES):
+        own_BN, recalled_BN = scores.own(s), scores.recalled.scores(s.start, s.stop)
+        for found, weight in zip(best, weights_W, strict=True):
+            log_BN = mix(own_BN, recalled_BN, scores.recalled.memory.usual, weight)
+            found.append(_best_allowed(log_BN, s, width, excluded, None)[0])
+    return [torch.cat(found) for found in best]
+
+
+def _best_allowed(
+    log_BN: Tensor, s: slice, width: int, excluded: tuple[Tensor, Tensor] | None, withheld: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Of the requests `s`; items [B, C] and log-probabilities. Overwrites those of items left out."""
+    if excluded is not None:
+        here = (excluded[0] >= s.start) & (excluded[0] < s.stop)
+        log_BN[excluded[0][here] - s.start, excluded[1][here]] = NEVER
+    if withheld is not None:
+        log_BN[:, withheld] = NEVER
+    values_BC, items_BC = log_BN.topk(width, dim=1)
+    return items_BC.masked_fill(values_BC == NEVER, -1), values_BC
 
 
 def fused_scores(found: Candidates, share: Tensor | float) -> Tensor:

@@ -1,8 +1,15 @@
-"""A memory beside the item head: which items were liked after each item, mixed in as a probability.
+"""A memory beside the item head: which items were liked after each item, as evidence that the head's belief is mixed with.
 
-ItemKNN (`model/itemknn.py`) scores an item by the engaged items of a context, each weighed by its age. Divided by their sum
-the scores are a distribution, and the head's becomes (1 - weight) p_head + weight p_memory, as in kNN-LM (Khandelwal et
-al., 2020). What a pair of rare items has in common is looked up, where an embedding needs many examples to learn it.
+ItemKNN (`model/itemknn.py`) scores an item by the engaged items of a context, each weighed by its age. The evidence e_i is
+the score to the power SHARPNESS, in units of what a request usually has in all, E; the belief q is the head's distribution
+to the power FLATNESS. Item i has the probability
+
+    p_i = (weight e_i + (1 - weight) q_i) / (weight E + 1 - weight).
+
+So the head is the prior of a Dirichlet smoothing (Zhai and Lafferty, 2004, where the evidence is counts of words): what the
+context's items agree on counts, and a request of which the memory knows little is left to the head. kNN-LM (Khandelwal et
+al., 2020) mixes with the same weight whatever is known. What a pair of rare items has in common is looked up, where an
+embedding needs many examples to learn it.
 The memory is filled and weighed after training, and is part of the weights. It knows items with a row of their own in the
 table of item ids, by that row; the others are left to the head.
 Shapes: R requests, M rows, K neighbours, N items of a catalogue, H engaged items of all requests.
@@ -10,6 +17,7 @@ Shapes: R requests, M rows, K neighbours, N items of a catalogue, H engaged item
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +28,14 @@ from torch import Tensor, nn
 from model.layout import ages
 from model.requests import row_of
 
+SHARPNESS, FLATNESS = 1.4, 0.7  # by validation, the same on four datasets; the weight is chosen for each
+
 
 class ItemMemory(nn.Module):
     near: Tensor
     similarity: Tensor
     recency: Tensor
+    usual: Tensor
     weight: Tensor
 
     def __init__(self, rows: int, neighbours: int) -> None:
@@ -32,7 +43,8 @@ class ItemMemory(nn.Module):
         self.register_buffer("near", torch.zeros(rows, neighbours, dtype=torch.int32))  # rows
         self.register_buffer("similarity", torch.zeros(rows, neighbours))  # 0 where there is no neighbour
         self.register_buffer("recency", torch.tensor(1.0))  # weight of an engaged item is recency ** age
-        self.register_buffer("weight", torch.tensor(0.0))
+        self.register_buffer("usual", torch.tensor(1.0))  # `usual_evidence` of validation requests
+        self.register_buffer("weight", torch.tensor(0.0))  # in [0, 1): what the memory has of a request of usual evidence
 
     def fill(self, similarity: sparse.csr_array, recency: float, rows_N: Tensor) -> None:
         """`similarity` [N, N] of a catalogue whose items have the rows `rows_N` (int64, -1 none). Of more neighbours than
@@ -70,21 +82,39 @@ class Recalled:
     request_H: Tensor
     rows_N: Tensor
 
-    def mixed(self, log_BN: Tensor, start: int) -> Tensor:
-        """Log-probabilities of the requests from `start` on, the memory's mixed in; a request of which it knows nothing
-        keeps its own."""
-        memory, (B, M) = self.memory, (len(log_BN), len(self.memory.near))
-        here = (self.request_H >= start) & (self.request_H < start + B)
+    def scores(self, start: int, stop: int) -> Tensor:
+        """float32 [B, N], of the requests from `start` to before `stop`; 0 where the memory knows nothing."""
+        memory, (B, M) = self.memory, (stop - start, len(self.memory.near))
+        here = (self.request_H >= start) & (self.request_H < stop)
         rows_h = self.rows_H[here]
-        scores = log_BN.new_zeros(B * (M + 1))  # the last one of a request: items without a row
+        scores = memory.similarity.new_zeros(B * (M + 1))  # the last one of a request: items without a row
         place_hK = (self.request_H[here] - start)[:, None] * (M + 1) + memory.near[rows_h]
         scores.scatter_add_(0, place_hK.flatten(), (memory.similarity[rows_h] * self.weight_H[here, None]).flatten())
-        scores_BN = scores.view(B, M + 1)[:, torch.where(self.rows_N < 0, M, self.rows_N)]
-        return mix(log_BN, scores_BN, memory.weight)
+        return scores.view(B, M + 1)[:, torch.where(self.rows_N < 0, M, self.rows_N)]
+
+    def mixed(self, log_BN: Tensor, start: int) -> Tensor:
+        """Log-probabilities [B, N] of the requests from `start` on, by both."""
+        return mix(log_BN, self.scores(start, start + len(log_BN)), self.memory.usual, self.memory.weight)
 
 
-def mix(log_BN: Tensor, scores_BN: Tensor, weight: Tensor) -> Tensor:
-    """Log-probabilities of (1 - weight) p + weight scores / sum of scores; a row whose scores are all 0 keeps its own."""
-    sum_B1 = scores_BN.sum(1, keepdim=True)
-    share_BN = weight * scores_BN / torch.where(sum_B1 > 0, sum_B1, 1.0)
-    return torch.where(sum_B1 > 0, torch.logaddexp(log_BN + (1 - weight).log(), share_BN.log()), log_BN)
+def evidence(scores: Tensor) -> Tensor:
+    """Of ItemKNN's scores, which are not negative; in no unit yet."""
+    return scores.pow(SHARPNESS)
+
+
+def usual_evidence(scores: Iterable[Tensor]) -> float:
+    """The median of the requests' evidence in all, of those that have any; `scores` [B, N] of some requests at a time. 1
+    where none has."""
+    total = torch.cat([torch.zeros(0), *(evidence(scores_BN).sum(1).cpu() for scores_BN in scores)])
+    known = total[total > 0]
+    return float(known.median()) if len(known) else 1.0
+
+
+def mix(log_BN: Tensor, scores_BN: Tensor, usual: Tensor, weight: Tensor) -> Tensor:
+    """log p as above, of log-probabilities and ItemKNN's scores. A row of which the memory knows nothing keeps its own, and
+    so do all without weight."""
+    evidence_BN = evidence(scores_BN) * (weight / usual)
+    total_B1 = evidence_BN.sum(1, keepdim=True)
+    belief_BN = torch.log_softmax(FLATNESS * log_BN, dim=1) + (1 - weight).log()
+    mixed_BN = torch.logaddexp(belief_BN, evidence_BN.log()) - (total_B1 + 1 - weight).log()
+    return torch.where(total_B1 > 0, mixed_BN, log_BN)

@@ -1,4 +1,4 @@
-"""Two baselines in one: probabilities of one mixed with the scores of another, as the item head's are with its memory's."""
+"""Two baselines in one: probabilities of one mixed with the scores of another, as the item head's are with its memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from model.requests import Requests
 
 @dataclass
 class MixedRanker(ScoreRanker):
-    """`weight`, in [0, 1], is that of `memory`, whose scores are not negative; `logits` gives the rest."""
+    """`weight`, in [0, 1), and `usual` are those of `memory`, see `model.item_memory`; `logits` gives the rest."""
 
     logits: ScoreRanker
     memory: ScoreRanker
+    usual: float
     weight: float
 
     @property
@@ -26,4 +27,4 @@ class MixedRanker(ScoreRanker):
 
     def scores(self, requests: Requests) -> Tensor:
         log_RN = torch.log_softmax(self.logits.scores(requests), dim=1)
-        return mix(log_RN, self.memory.scores(requests), torch.tensor(self.weight))
+        return mix(log_RN, self.memory.scores(requests), torch.tensor(self.usual), torch.tensor(self.weight))

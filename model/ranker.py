@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,15 @@ from torch import Tensor
 from model.beam import NEVER, Beams, at_places, beam_search, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder
-from model.fused_ranking import Candidates, HeadScores, best_by_head, code_log_probs, find_candidates, fused_scores
+from model.fused_ranking import (
+    Candidates,
+    HeadScores,
+    best_by_head,
+    best_by_memory_weights,
+    code_log_probs,
+    find_candidates,
+    fused_scores,
+)
 from model.item_table import ItemTable
 from model.requests import Requests, row_of
 from model.trie import Trie
@@ -47,13 +56,19 @@ class Ranker:
         """int64 [R, k]: dense items, best first, -1 where the beams hold fewer than k items."""
         if not self._alone:
             return self.ranking(requests, k, beam, exclude_history).items
-        return self.rank_by_head(requests, k, exclude_history)
-
-    @torch.no_grad()
-    def rank_by_head(self, requests: Requests, k: int, exclude_history: bool = False) -> Tensor:
-        """int64 [R, k]: as `rank`, by the item head alone, whatever its share."""
         best_RC, _ = self._best_by_head(requests, self._encode(requests), k, exclude_history, None)
         return F.pad(best_RC, (0, k - best_RC.shape[1]), value=-1)
+
+    @torch.no_grad()
+    def rank_by_memory_weights(
+        self, requests: Requests, weights: Sequence[float], k: int, exclude_history: bool = False
+    ) -> list[Tensor]:
+        """For each of the weights of the head's memory, int64 [R, k] as `rank`, by the head alone, whatever its share."""
+        excluded = _seen(requests) if exclude_history else None
+        width, weights_W = min(k, len(self.items)), torch.tensor(weights, device=self.items.codes.device)
+        scores = self._scores(requests, self._encode(requests))
+        found = best_by_memory_weights(scores, weights_W, width, excluded)
+        return [F.pad(best_RC, (0, k - width), value=-1) for best_RC in found]
 
     @torch.no_grad()
     def ranking(
@@ -96,6 +111,11 @@ class Ranker:
         queries_RE = self.decoder.item_queries(requests, kv, self.vectors_NE)
         recalled = None if self.rows_N is None else self.decoder.recalled(requests, self.rows_N)
         return HeadScores(queries_RE, self.vectors_NE, recalled)
+
+    def recalled_scores(self, requests: Requests) -> Tensor:
+        """float32 [R, N]: what the head's memory holds, not mixed yet."""
+        assert self.rows_N is not None
+        return self.decoder.recalled(requests, self.rows_N).scores(0, len(requests))
 
     def _best_by_head(
         self, requests: Requests, kv: ContextKV, k: int, exclude_history: bool, withheld: Tensor | None

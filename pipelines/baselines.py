@@ -1,8 +1,9 @@
 """The baselines, each fitted on the train positives and tuned on validation requests alone.
 
-What is tuned: the half-life of popularity, the neighbourhood of ItemKNN, dropout and epoch of SASRec, the weight of ItemKNN
-where SASRec is mixed with it; always by NDCG@10 over the validation targets. Test requests never come near this file. A
-budget in seconds makes SASRec's epoch count depend on the machine; without one the fit repeats for a number of threads.
+What is tuned: the half-life of popularity, the neighbourhood of ItemKNN, dropout and epoch of SASRec, by NDCG@10 over the
+validation targets; the weight of ItemKNN where SASRec is mixed with it, by NDCG@50 like that of the head's memory. Test
+requests never come near this file. A budget in seconds makes SASRec's epoch count depend on the machine; without one the
+fit repeats for a number of threads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.item_memory import usual_evidence
 from model.itemknn import ItemKnn, KnnSettings, both_ways, co_occurrence, nearest
 from model.mixed_ranker import MixedRanker
 from model.popularity import Popularity
@@ -30,9 +32,10 @@ from schemas.config import SASREC_ITEMKNN, EvaluateConfig
 
 HALF_LIVES_DAYS = (math.inf, 3.0, 1.0)
 SHRINKAGES = (5.0, 20.0)
-MEMORIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights of ItemKNN beside another's probabilities
+MEMORIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights of ItemKNN beside another
 PATIENCE = 10  # epochs without a better validation before SASRec stops
 DEPTH = 10
+DEEPER = 50  # places by which weights are chosen: among ten, noise is as large as what they differ by
 
 
 class System(Protocol):
@@ -64,20 +67,22 @@ class Fitting:
     say: Callable[[str], None] = lambda line: None
     on_best: Callable[[dict[str, Tensor]], None] = lambda weights: None  # given SASRec's weights whenever they improve
 
-    def score(self, system: System) -> dict[str, float]:
-        """Recall@10 and NDCG@10 on validation; 0 where there are no validation targets."""
+    def score(self, system: System, depth: int = DEPTH) -> dict[str, float]:
+        """Recall and NDCG at ten and at `depth` on validation; 0 where there are no validation targets."""
         ranks = [np.empty(0, np.int64)]
         for requests in self.validation:
-            ranked = system.rank(requests, DEPTH, self.config.mask_history)
+            ranked = system.rank(requests, depth, self.config.mask_history)
             ranks.append(target_ranks(ranked, requests.target_rows(), requests.target_items))
         every = np.concatenate(ranks)
-        means = {"recall@10": recall_at(every, DEPTH), "ndcg@10": ndcg_at(every, DEPTH)}
+        means: dict[str, np.ndarray] = {}
+        for cutoff in (DEPTH, depth):
+            means |= {f"recall@{cutoff}": recall_at(every, cutoff), f"ndcg@{cutoff}": ndcg_at(every, cutoff)}
         return {name: float(values.mean()) if len(values) else 0.0 for name, values in means.items()}
 
-    def best(self, systems: Mapping[float, System]) -> tuple[float, System, dict[str, float]]:
-        """The setting of the system with the best NDCG@10, the first of equals; the system; its scores."""
-        scores = {setting: self.score(system) for setting, system in systems.items()}
-        setting = max(scores, key=lambda each: scores[each]["ndcg@10"])
+    def best(self, systems: Mapping[float, System], depth: int = DEPTH) -> tuple[float, System, dict[str, float]]:
+        """The setting of the system with the best NDCG at `depth`, the first of equals; the system; its scores."""
+        scores = {setting: self.score(system, depth) for setting, system in systems.items()}
+        setting = max(scores, key=lambda each: scores[each][f"ndcg@{depth}"])
         return setting, systems[setting], scores[setting]
 
 
@@ -190,7 +195,9 @@ def fit_sasrec_itemknn(fitting: Fitting, fitted: Mapping[str, Fitted]) -> Fitted
     """SASRec with ItemKNN as its memory, both as they were fitted: what the model's item head has, too."""
     sasrec, itemknn = (fitted[name].system for name in ("sasrec", "itemknn"))
     assert isinstance(sasrec, ScoreRanker) and isinstance(itemknn, ScoreRanker)
-    weight, system, score = fitting.best({each: MixedRanker(sasrec, itemknn, each) for each in MEMORIES})
+    usual = usual_evidence(itemknn.scores(requests) for requests in fitting.validation)
+    mixed = {weight: MixedRanker(sasrec, itemknn, usual, weight) for weight in MEMORIES}
+    weight, system, score = fitting.best(mixed, DEEPER)
     return Fitted(system, {"weight": weight, "validation": score})
 
 

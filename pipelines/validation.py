@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.decoder import Decoder, code_nll
 from model.fused_ranking import fused_scores
+from model.item_memory import usual_evidence
 from model.item_table import ItemTable
 from model.itemknn import ItemKnn
 from model.positives import take_rows
@@ -18,14 +19,13 @@ from model.ranker import Ranker, best_of
 from model.ranking_metrics import ndcg_at, target_ranks
 from model.requests import Requests
 from model.trie import Trie
-from pipelines.baselines import MEMORIES, Fitting, fit_itemknn
+from pipelines.baselines import DEEPER, MEMORIES, Fitting, fit_itemknn
 from pipelines.bundle import build_trie
 from pipelines.training_data import TrainingData
 
 NDCG = "validation_ndcg"
 RANKED, CUTOFF = 500, 10  # requests that are ranked, and at which place
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-DEEPER = 50  # places by which a share is chosen: among ten, noise is as large as what the shares differ by
 
 
 class Validation:
@@ -55,7 +55,7 @@ class Validation:
         def answer(some: Requests) -> list[Tensor]:
             return [ranker.rank(some, CUTOFF, settings.beam, settings.mask_history)]
 
-        return self._ndcgs(take_rows(requests, torch.arange(min(len(requests), RANKED))), answer)[0]
+        return self._ndcgs(take_rows(requests, torch.arange(min(len(requests), RANKED))), answer, CUTOFF)[0]
 
     def choose_share(self, decoder: Decoder) -> float:
         """Sets the weight of the item head in the ranking to the one of SHARES with the best NDCG; the middle one where
@@ -69,12 +69,12 @@ class Validation:
             return [best_of(found, fused_scores(found, share), DEEPER).items for share in SHARES]
 
         if len(requests):
-            decoder.item_head.share.fill_(SHARES[int(np.argmax(self._ndcgs(requests, answers, DEEPER)))])
+            decoder.item_head.share.fill_(self._best(SHARES, requests, answers))
         return float(decoder.item_head.share)
 
     def fill_memory(self, decoder: Decoder) -> float:
         """Fills the item head's memory with the neighbours of ItemKNN, fitted on the train positives and tuned as the
-        baseline is; its weight is the one of MEMORIES by which the head ranks best alone. Nothing without requests."""
+        baseline is; its weight is the one of MEMORIES by whose NDCG the head ranks best alone. Nothing without requests."""
         assert decoder.item_head is not None and decoder.item_head.memory is not None
         memory = decoder.item_head.memory
         settings, requests = self.data.config.evaluate, self.data.validation()
@@ -84,23 +84,27 @@ class Validation:
         assert isinstance(found, ItemKnn)
         memory.fill(found.similarity, found.recency, decoder.own_rows(self.items))
         ranker = Ranker(decoder, self.items, self._trie)
+        memory.usual.fill_(usual_evidence(ranker.recalled_scores(some.to(self.device)) for some in self._batches(requests)))
 
         def answers(some: Requests) -> list[Tensor]:
-            ranked = []
-            for weight in MEMORIES:
-                memory.weight.fill_(weight)
-                ranked.append(ranker.rank_by_head(some, CUTOFF, settings.mask_history))
-            return ranked
+            return ranker.rank_by_memory_weights(some, MEMORIES, DEEPER, settings.mask_history)
 
-        best = MEMORIES[int(np.argmax(self._ndcgs(requests, answers)))]
+        best = self._best(MEMORIES, requests, answers)
         memory.weight.fill_(best)
         return best
 
-    def _ndcgs(self, requests: Requests, answers: Callable[[Requests], list[Tensor]], cutoff: int = CUTOFF) -> list[float]:
+    def _best(self, choices: Sequence[float], requests: Requests, answers: Callable[[Requests], list[Tensor]]) -> float:
+        """The one of the choices, whose rankings `answers` gives, with the best NDCG."""
+        return choices[int(np.argmax(self._ndcgs(requests, answers, DEEPER)))]
+
+    def _batches(self, requests: Requests) -> Iterator[Requests]:
+        for rows in torch.arange(len(requests)).split(self.data.config.evaluate.batch_requests):
+            yield take_rows(requests, rows)
+
+    def _ndcgs(self, requests: Requests, answers: Callable[[Requests], list[Tensor]], cutoff: int) -> list[float]:
         """Of each of the rankings (int64 [R, cutoff]) that `answers` gives to a batch of the requests."""
         ranks = []
-        for rows in torch.arange(len(requests)).split(self.data.config.evaluate.batch_requests):
-            some = take_rows(requests, rows)
+        for some in self._batches(requests):
             found = answers(some.to(self.device))
             ranks.append([target_ranks(each.cpu(), some.target_rows(), some.target_items) for each in found])
         return [float(ndcg_at(np.concatenate(each), cutoff).mean()) for each in zip(*ranks, strict=True)]

@@ -180,7 +180,7 @@ REWARDS = StageSpec(
 )
 TRAIN = StageSpec(
     "train",
-    logic=2,
+    logic=3,
     settings=("model", "train", "targets", "split"),
     outputs={
         "train": (
@@ -219,7 +219,7 @@ ALIGN = StageSpec(
 )
 EVALUATE = StageSpec(
     "evaluate",
-    logic=1,
+    logic=2,
     settings=("evaluate", "targets", "split"),
     outputs={
         "evaluate": (

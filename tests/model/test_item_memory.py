@@ -1,4 +1,4 @@
-"""The item head's memory: ItemKNN's scores as probabilities, mixed with the head's own."""
+"""The item head's memory: ItemKNN's scores as evidence, mixed with the head's belief."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from scipy import sparse
 
 from model.fused_ranking import HeadScores, best_by_head
+from model.item_memory import FLATNESS, SHARPNESS, usual_evidence
+from model.positives import take_rows
 from model.ranker import Ranker
 from model.trie import Trie
 from schemas.model_config import ModelConfig
@@ -16,7 +18,7 @@ from tests.model.requests import catalogue, random_requests, small_decoder
 N, OWN = 40, 25
 ITEMS = catalogue(N)
 HEAD = {"item_head": True, "fields": ("item",), "item_rows": 30}
-RECENCY = 0.7
+RECENCY, USUAL = 0.7, 2.5
 
 
 def similarities(seed: int = 0) -> sparse.csr_array:
@@ -30,13 +32,18 @@ def filled(weight: float, neighbours: int = N):
     table, memory = decoder.context.fields.items, decoder.item_head.memory
     table.give_rows(ITEMS.ids[:OWN].flip(0))
     memory.fill(similarities(), RECENCY, table.own_rows(ITEMS.ids[:-1]))
+    memory.usual.fill_(USUAL)
     memory.weight.fill_(weight)
     return decoder
 
 
+def ranker_of(decoder) -> Ranker:
+    return Ranker(decoder, ITEMS, Trie(ITEMS.codes[:-1], torch.arange(N), [8] * 3))
+
+
 def head_log_probs(decoder, requests, recalled) -> torch.Tensor:
     """[R, N], by item."""
-    ranker = Ranker(decoder, ITEMS, Trie(ITEMS.codes[:-1], torch.arange(N), [8] * 3))
+    ranker = ranker_of(decoder)
     queries = decoder.item_queries(requests, decoder.encode(requests, ITEMS), ranker.vectors_NE)
     every = torch.arange(N).expand(len(requests), N)
     return best_by_head(HeadScores(queries, ranker.vectors_NE, recalled), N, every, None, None)[2]
@@ -44,25 +51,47 @@ def head_log_probs(decoder, requests, recalled) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("neighbours", [N, 2])
-def test_the_memory_is_itemknn_as_a_probability(neighbours: int) -> None:
+def test_the_memory_is_itemknn_as_evidence(neighbours: int) -> None:
     decoder, requests = filled(0.3, neighbours), random_requests(9, N, history=15)
     similarity = similarities().toarray()
     similarity[OWN:], similarity[:, OWN:] = 0, 0
     for row in similarity:
         row[np.argsort(-row)[neighbours:]] = 0
     own = head_log_probs(decoder, requests, None).exp()
+    belief = own.pow(FLATNESS) / own.pow(FLATNESS).sum(1, keepdim=True)
     mixed = head_log_probs(decoder, requests, decoder.recalled(requests, decoder.own_rows(ITEMS))).exp()
-    known = 0
+    totals = []
     for row in range(len(requests)):
         start, end = requests.history_offsets[row : row + 2].tolist()
         events = zip(requests.history_items[start:end], requests.history_feedback[start:end], strict=True)
         engaged = [int(item) for item, bits in events if int(bits) & decoder.engaged_mask]
         newest = engaged[-decoder.config.positive_length :][::-1]
         scores = sum((RECENCY**age * similarity[item] for age, item in enumerate(newest) if item >= 0), np.zeros(N))
-        known += scores.sum() > 0
-        wanted = own[row] if scores.sum() == 0 else 0.7 * own[row] + 0.3 * torch.from_numpy(scores / scores.sum()).float()
-        assert torch.allclose(mixed[row], wanted, atol=1e-6)
-    assert 0 < known < len(requests)
+        evidence = torch.from_numpy(scores).float() ** SHARPNESS / USUAL
+        wanted = (0.3 * evidence + 0.7 * belief[row]) / (0.3 * evidence.sum() + 0.7)
+        assert torch.allclose(mixed[row], wanted if scores.sum() else own[row], atol=1e-6)
+        if scores.sum():
+            totals.append(float(evidence.sum()) * USUAL)
+    assert 0 < len(totals) < len(requests)
+    ranker = ranker_of(decoder)
+    batches = (ranker.recalled_scores(take_rows(requests, rows)) for rows in torch.arange(len(requests)).split(2))
+    assert usual_evidence(batches) == pytest.approx(np.sort(totals)[(len(totals) - 1) // 2])
+
+
+@torch.no_grad()
+def test_weights_tried_together_rank_as_one_by_one() -> None:
+    decoder, requests = filled(0.0), random_requests(9, N, history=15)
+    decoder.item_head.share.fill_(1.0)
+    ranker, weights = ranker_of(decoder), (0.0, 0.4, 0.9)
+    together = ranker.rank_by_memory_weights(requests, weights, N + 2, exclude_history=True)
+    assert not torch.equal(together[0], together[2])
+    for weight, found in zip(weights, together, strict=True):
+        decoder.item_head.memory.weight.fill_(weight)
+        assert torch.equal(found, ranker.rank(requests, N + 2, beam=4, exclude_history=True))
+
+
+def test_nothing_recalled_has_an_evidence_of_one() -> None:
+    assert usual_evidence([]) == usual_evidence([torch.zeros(3, N)]) == 1
 
 
 @torch.no_grad()
@@ -71,7 +100,7 @@ def test_without_weight_or_neighbours_the_head_keeps_its_own() -> None:
     for decoder in (filled(0.0), small_decoder(**HEAD, item_neighbours=3).eval()):
         recalled = decoder.recalled(requests, decoder.own_rows(ITEMS))
         assert torch.allclose(head_log_probs(decoder, requests, recalled), head_log_probs(decoder, requests, None))
-    assert Ranker(small_decoder(**HEAD), ITEMS, Trie(ITEMS.codes[:-1], torch.arange(N), [8] * 3)).rows_N is None
+    assert ranker_of(small_decoder(**HEAD)).rows_N is None
 
 
 @torch.no_grad()

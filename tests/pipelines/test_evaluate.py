@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.item_memory import FLATNESS, SHARPNESS
 from model.lazy_decoder import LazyDecoder
 from model.mixed_ranker import MixedRanker
 from model.positives import Positives, ScoreRanker
@@ -141,15 +142,16 @@ class Scored(ScoreRanker):
         return self.scores_RN
 
 
-def test_a_mixed_baseline_adds_probabilities_and_needs_both():
+def test_a_mixed_baseline_adds_evidence_and_needs_both():
     generator = torch.Generator().manual_seed(0)
     logits, shares = torch.randn(3, ITEMS, generator=generator), torch.rand(3, ITEMS, generator=generator)
     shares[1] = 0  # nothing known
-    mixed = MixedRanker(Scored(logits), Scored(shares), 0.3).scores(requests_by_hand([[1], [2], [3]], [[4]] * 3))
-    found = mixed.exp()
+    mixed = MixedRanker(Scored(logits), Scored(shares), 2.0, 0.3).scores(requests_by_hand([[1], [2], [3]], [[4]] * 3))
     wanted = logits.softmax(1)
-    wanted[[0, 2]] = 0.7 * wanted[[0, 2]] + 0.3 * shares[[0, 2]] / shares[[0, 2]].sum(1, keepdim=True)
-    assert torch.allclose(found, wanted, atol=1e-6)
+    belief, evidence = (FLATNESS * logits).softmax(1), shares**SHARPNESS / 2
+    both = (0.7 * belief + 0.3 * evidence) / (0.7 + 0.3 * evidence.sum(1, keepdim=True))
+    wanted[[0, 2]] = both[[0, 2]]
+    assert torch.allclose(mixed.exp(), wanted, atol=1e-6)
     with pytest.raises(ValueError, match="must name itemknn and sasrec before sasrec_itemknn"):
         EvaluateConfig(baselines=("sasrec", "sasrec_itemknn", "itemknn"))
 

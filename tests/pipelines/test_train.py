@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from model.feed_forward import mixtures
 from model.ranker import Ranker
 from model.ranking_metrics import ndcg_at, target_ranks
+from pipelines.baselines import DEEPER, MEMORIES
 from pipelines.checkpoints import load_model, newest_state, save_model, states
 from pipelines.engines import Engines
 from pipelines.example_stream import ExampleStream, Position, Segment, segments_of
@@ -25,7 +26,7 @@ from pipelines.stage import StageContext
 from pipelines.train import run, train
 from pipelines.train_loop import Training, share
 from pipelines.training_data import TrainingData, open_data
-from pipelines.validation import CUTOFF, DEEPER, MEMORIES, SHARES, Validation
+from pipelines.validation import SHARES, Validation
 from schemas.config import Config
 from schemas.errors import ConfigError, ContractViolation
 from schemas.lake import Lake
@@ -315,20 +316,20 @@ def test_the_item_head_learns_and_validation_weighs_it(small_lake, ray_module, t
 
     requests, ranker = validation.data.validation(), Ranker(decoder, validation.items, validation._trie)
 
-    def best_of(weights: tuple[float, ...], weighed: torch.Tensor, chosen: float, cutoff: int) -> None:
+    def best_of(weights: tuple[float, ...], weighed: torch.Tensor, chosen: float) -> None:
         found = {}
         for weight in weights:
             weighed.fill_(weight)
-            ranked = ranker.rank(requests, cutoff, config.evaluate.beam, config.evaluate.mask_history)
+            ranked = ranker.rank(requests, DEEPER, config.evaluate.beam, config.evaluate.mask_history)
             ranks = target_ranks(ranked, requests.target_rows(), requests.target_items)
-            found[weight] = ndcg_at(ranks, cutoff).mean()
+            found[weight] = ndcg_at(ranks, DEEPER).mean()
         weighed.fill_(chosen)
         assert found[chosen] == pytest.approx(max(found.values())) and len(set(found.values())) > 1
 
     share, memory = decoder.item_head.share, decoder.item_head.memory
-    best_of(SHARES, share, history[-1]["item_share"], DEEPER)
+    best_of(SHARES, share, history[-1]["item_share"])
     share.fill_(1.0)
-    best_of(MEMORIES, memory.weight, history[-2]["item_memory"], CUTOFF)
+    best_of(MEMORIES, memory.weight, history[-2]["item_memory"])
     assert (memory.similarity > 0).any(dim=1).sum() > 1
 
 

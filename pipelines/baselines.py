@@ -32,7 +32,7 @@ from schemas.config import SASREC_ITEMKNN, EvaluateConfig
 
 HALF_LIVES_DAYS = (math.inf, 3.0, 1.0)
 SHRINKAGES = (5.0, 20.0)
-MEMORIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weights of ItemKNN beside another
+MEMORIES = (0.0, 0.03, 0.06, 0.11, 0.2, 0.33, 0.5, 0.67, 0.8, 0.89)  # weights of ItemKNN beside another; their odds double
 PATIENCE = 10  # epochs without a better validation before SASRec stops
 DEPTH = 10
 DEEPER = 50  # places by which weights are chosen: among ten, noise is as large as what they differ by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from model.beam import NEVER, Beams, at_places, beam_search, rank_items
 from model.context_processor import ContextKV
 from model.decoder import Decoder
 from model.fused_ranking import (
+    SCORES,
     Candidates,
     HeadScores,
     best_by_head,
@@ -22,6 +23,7 @@ from model.fused_ranking import (
     fused_scores,
 )
 from model.item_table import ItemTable
+from model.nearest import blocks
 from model.requests import Requests, row_of
 from model.trie import Trie
 
@@ -112,10 +114,13 @@ class Ranker:
         recalled = None if self.rows_N is None else self.decoder.recalled(requests, self.rows_N)
         return HeadScores(queries_RE, self.vectors_NE, recalled)
 
-    def recalled_scores(self, requests: Requests) -> Tensor:
-        """float32 [R, N]: what the head's memory holds, not mixed yet."""
+    @torch.no_grad()
+    def recalled_scores(self, requests: Requests) -> Iterator[Tensor]:
+        """float32 [B, N], some of the requests after others: what the head's memory holds, not mixed yet."""
         assert self.rows_N is not None
-        return self.decoder.recalled(requests, self.rows_N).scores(0, len(requests))
+        recalled = self.decoder.recalled(requests, self.rows_N)
+        for s in blocks(len(requests), len(self.items), SCORES):
+            yield recalled.scores(s.start, s.stop)
 
     def _best_by_head(
         self, requests: Requests, kv: ContextKV, k: int, exclude_history: bool, withheld: Tensor | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
@@ -84,7 +85,8 @@ class Validation:
         assert isinstance(found, ItemKnn)
         memory.fill(found.similarity, found.recency, decoder.own_rows(self.items))
         ranker = Ranker(decoder, self.items, self._trie)
-        memory.usual.fill_(usual_evidence(ranker.recalled_scores(some.to(self.device)) for some in self._batches(requests)))
+        batches = (ranker.recalled_scores(some.to(self.device)) for some in self._batches(requests))
+        memory.usual.fill_(usual_evidence(itertools.chain.from_iterable(batches)))
 
         def answers(some: Requests) -> list[Tensor]:
             return ranker.rank_by_memory_weights(some, MEMORIES, DEEPER, settings.mask_history)

@@ -8,7 +8,8 @@ so a difference counts where it is beyond both its interval and the rows with an
 Columns beside the metrics, chosen by `Comparison.columns`:
 
 shared      items that share their codes with another one before ranks tell them apart
-loss        validation loss a code; "not trained" where it is not 10 % below the entropy of the codes of train positives
+loss        validation loss a code, on the seed's own sample of requests: those of two seeds do not compare; "not trained"
+            where it is not 10 % below the entropy of the codes of train positives
 parameters  of the model, tables included
 MFLOP       forward and backward of a target in training, by model/flops.py
 TFLOP       of the whole training

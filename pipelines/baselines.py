@@ -75,7 +75,7 @@ class Fitting:
             ranks.append(target_ranks(ranked, requests.target_rows(), requests.target_items))
         every = np.concatenate(ranks)
         means: dict[str, np.ndarray] = {}
-        for cutoff in (DEPTH, depth):
+        for cutoff in sorted({DEPTH, depth}):
             means |= {f"recall@{cutoff}": recall_at(every, cutoff), f"ndcg@{cutoff}": ndcg_at(every, cutoff)}
         return {name: float(values.mean()) if len(values) else 0.0 for name, values in means.items()}
 

@@ -5,23 +5,21 @@ and its width is the multiple of the heads at which blocks, encoder and what mak
 nearest to those of the lazy decoder of the configuration. `session` predicts the targets of a request as one sequence.
 See benchmarks/comparison.py.
 
-    python -m benchmarks.compare_architectures --config conf/kuairand.yaml [--set KEY=VALUE] [--only ROW] [--fresh]
+    python -m benchmarks.compare_architectures --config conf/kuairand.yaml [--set KEY=VALUE] [--only ROW] [--seeds N]
 
-Contexts have 64 tokens; FULL=1 adds 256, and two further seeds of every row.
+Contexts have 64 tokens; FULL=1 adds 256, and trains every row with three seeds.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 from benchmarks.architectures import core, system_of
-from benchmarks.comparison import Change, Comparison, main, with_seeds
+from benchmarks.comparison import FULL, Change, Comparison, main
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import ModelConfig
 
-FULL = os.environ.get("FULL") == "1"
 SYSTEMS = ("lazy", "encoder-decoder 1:1", "decoder-only", "session")
 
 
@@ -47,7 +45,7 @@ ROWS = {
 }
 COMPARISON = Comparison(
     "compared_architectures",
-    with_seeds(ROWS) if FULL else ROWS,
+    ROWS,
     shared=(SEQUENCES, ITEM_PAIRS, EMBED, TOKENIZE, ORGANISE),
     made=(),
 )

@@ -3,21 +3,18 @@
 One thing at a time differs from the configuration; see benchmarks/comparison.py. Losses compare where the codes are the
 same. Contexts always read codes; what can be added is the item's own id.
 
-    python -m benchmarks.compare_inputs --config conf/kuairand.yaml [--set KEY=VALUE] [--only ROW] [--fresh]
+    python -m benchmarks.compare_inputs --config conf/kuairand.yaml [--set KEY=VALUE] [--only ROW] [--seeds N]
 
-FULL=1 adds the rows of two further seeds, more sizes of codebooks and the parts of the decoder.
+FULL=1 adds more sizes of codebooks and the parts of the decoder, and trains every row with three seeds.
 """
 
 from __future__ import annotations
 
-import os
-
-from benchmarks.comparison import Change, Comparison, changed, main, with_seeds
+from benchmarks.comparison import FULL, Change, Comparison, changed, main
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE
 from schemas.model_config import MoeConfig
 
-FULL = os.environ.get("FULL") == "1"
 ITEM_ROWS, NEIGHBOURS = 20_000, 200  # the most engaged items, and those beside each
 
 
@@ -74,7 +71,7 @@ MORE: dict[str, Change] = {
 }
 COMPARISON = Comparison(
     "inputs",
-    with_seeds({}) | ROWS | MORE if FULL else ROWS,
+    ROWS | MORE if FULL else ROWS,
     shared=(SEQUENCES, ITEM_PAIRS, EMBED, ORGANISE),
     made=(TOKENIZE,),
 )

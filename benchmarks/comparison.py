@@ -2,14 +2,15 @@
 
 All start from the configuration without its item head, which would hide what codes do; rows may add one. Every row makes
 what its change makes stale, trains on the train days without alignment, and ranks the whole catalogue for every held-out
-request. Intervals of 95 % resample users; those of differences to the configuration are paired. They know nothing of seeds,
-so a difference counts where it is beyond both its interval and the rows with another seed.
+request. With several seeds of training a figure is the mean over them. Intervals of 95 % resample users, who bring their
+positives in every seed; those of differences to the configuration are paired. They know nothing of seeds, so a difference
+counts where it is beyond both its interval and what the columns by seed show.
 
-Columns beside the metrics, chosen by `Comparison.columns`:
+The loss is nats a code of the positives of the table's days, each request read whole as in training; "not trained" where
+it is not 10 % below the entropy of the codes of train positives. Its difference is left out where items have other codes
+than in the configuration. Columns beside, chosen by `Comparison.columns`:
 
 shared      items that share their codes with another one before ranks tell them apart
-loss        validation loss a code, on the seed's own sample of requests: those of two seeds do not compare; "not trained"
-            where it is not 10 % below the entropy of the codes of train positives
 parameters  of the model, tables included
 MFLOP       forward and backward of a target in training, by model/flops.py
 TFLOP       of the whole training
@@ -23,18 +24,26 @@ one file a row, and the next start continues after those of the same settings.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.lakes import prepare
+from model.decoder import code_nll
+from model.positives import keep_targets
+from model.ranker import Ranker
 from model.ranking_metrics import bootstrap_means, columns_of, estimates, target_ranks
+from model.requests import Requests
 from pipelines.candidates import model_folder
 from pipelines.cli import overrides
 from pipelines.evaluate import evaluation_data, ranker_of
@@ -50,6 +59,7 @@ from schemas.config import Config
 from schemas.lineage import ALIGN, EVALUATE, TRAIN, StagePlan, StageSpec, digest
 from schemas.loader import load_config, to_mapping
 
+FULL = os.environ.get("FULL") == "1"
 OUT = Path(__file__).resolve().parent / "out"
 CUTOFF, RESAMPLES, CONFIDENCE = 10, 1000, 0.95
 TRAINED = 0.9  # of the entropy, which a trained model's loss lies below
@@ -69,7 +79,7 @@ class Comparison:
     systems: Mapping[str, Change] | Callable[[Row], Mapping[str, Change]]
     shared: tuple[StageSpec, ...]
     made: tuple[StageSpec, ...]
-    columns: tuple[str, ...] = ("loss", "parameters", "MFLOP", "seconds")
+    columns: tuple[str, ...] = ("parameters", "MFLOP", "seconds")
     base: Change = lambda config: config
 
 
@@ -83,16 +93,6 @@ def codes_alone(config: Config) -> Config:
     fields = tuple(name for name in config.model.fields if name != "item")
     model = changed("model", fields=fields, item_rows=0, item_head=False, item_head_codes=True, item_neighbours=0)
     return model(changed("train", item_start="random")(config))
-
-
-def with_seeds(rows: Mapping[str, Change]) -> dict[str, Change]:
-    """The rows, and each of them and the configuration itself with two further seeds of training."""
-
-    def seeded(change: Change, seed: int) -> Change:
-        return lambda config: changed("train", seed=seed)(change(config))
-
-    all_rows: dict[str, Change] = {OWN: lambda own: own, **rows}
-    return {**rows, **{f"{name}, seed {seed}": seeded(row, seed) for name, row in all_rows.items() for seed in (1, 2)}}
 
 
 def parser_of(page: str) -> argparse.ArgumentParser:
@@ -113,32 +113,41 @@ def main(comparison: Comparison, page: str) -> None:
     """The command line of a comparison, whose module says `page` of itself."""
     parser = parser_of(page)
     parser.add_argument("--only", action="append", default=[], help="these rows alone, beside the configuration's own")
+    parser.add_argument("--seeds", type=int, default=3 if FULL else 1, help="of training, for every row")
     options, config = start(parser)
     config = comparison.base(config)
     folder = OUT / comparison.name
     calendar = prepare(config, comparison.shared)
-    rows: dict[str, Row] = {}
+    rows: dict[str, list[Row]] = {}
 
-    def measure(system: str, change: Change) -> None:
-        file = folder / f"{config.name}-{system.replace(': ', '-').replace(', ', '-').replace(' ', '_')}.npz"
-        rows[system] = kept_or_made(file, change(config), options.fresh, lambda c: measured(c, calendar, comparison.made))
-        print(f"\n{config.name}, {system}", flush=True)
+    def measure(system: str, change: Change, seed: int) -> None:
+        name = system.replace(": ", "-").replace(", ", "-").replace(" ", "_") + (f"-seed_{seed}" if seed else "")
+        seeded = changed("train", seed=config.train.seed + seed)(change(config))
+        row = kept_or_made(
+            folder / f"{config.name}-{name}.npz", seeded, options.fresh, lambda c: measured(c, calendar, comparison.made)
+        )
+        rows.setdefault(system, []).append(row)
+        print(f"\n{config.name}, {system}, seed {seed}", flush=True)
         for role in ROLES:
             print("\n".join(["", *table(rows, role, comparison.columns)]), flush=True)
 
-    measure(OWN, lambda own: own)
+    own: dict[str, Change] = {OWN: lambda unchanged: unchanged}
+    measure(OWN, own[OWN], 0)
     systems = comparison.systems
-    for system, change in (systems(rows[OWN]) if callable(systems) else systems).items():
-        if not options.only or system in options.only:
-            measure(system, change)
+    others = systems(rows[OWN][0]) if callable(systems) else systems
+    wanted = own | {name: change for name, change in others.items() if name in options.only or not options.only}
+    for seed, (system, change) in itertools.product(range(options.seeds), wanted.items()):
+        if (system, seed) != (OWN, 0):
+            measure(system, change, seed)
 
 
 def measured(config: Config, calendar: Calendar, made: tuple[StageSpec, ...]) -> Row:
-    """For each role user, time, item and rank of every positive; and the columns of the row."""
+    """For each role user, time, item and rank of every positive, and its loss; and the columns of the row."""
     started = time.monotonic()
     with trained(config, calendar, (*made, TRAIN)) as (context, data, models):
         model = models[TRAIN.name]
         found = ranks(context, data, model) | training_figures(model) | {"entropy": code_entropy(data)}
+        found["codes"] = np.array(zlib.crc32(data.catalogue.codes.tobytes()))
     return found | {"seconds": np.array(time.monotonic() - started)}
 
 
@@ -170,27 +179,41 @@ def ranks(context: StageContext, data: EvaluationData, model: Path) -> dict[str,
     settings, ranker = context.config.evaluate, ranker_of(context, model, data.catalogue)
     found: dict[str, np.ndarray] = {"shared": np.array((data.catalogue.ranks > 0).mean())}
     for role in ROLES:
-        parts = []
+        parts, losses = [], []
         for requests in data.queries(role):
             rows = requests.target_rows()
+            losses.append(code_losses(ranker, requests))
             ranked = ranker.rank(requests, CUTOFF, settings.beam, settings.mask_history)
             rank = target_ranks(ranked, rows, requests.target_items)
             parts.append(
                 [requests.user_ids[rows].numpy(), requests.ts_us[rows].numpy(), requests.target_items.numpy(), rank]
             )
         columns = np.stack([np.concatenate(column) for column in zip(*parts, strict=True)])
-        found[role] = columns[:, np.lexsort(columns[2::-1])]  # the order of the requests may differ between systems
+        order = np.lexsort(columns[2::-1])  # that of the requests may differ between systems
+        found |= {role: columns[:, order], loss_of(role): np.concatenate(losses)[order]}
     return found
 
 
+def loss_of(role: Role) -> str:
+    return f"{role} loss"
+
+
+@torch.no_grad()
+def code_losses(ranker: Ranker, requests: Requests) -> np.ndarray:
+    """float64 [T]: nats a code of each target, the mean over levels; NaN of an item that the catalogue does not know."""
+    known_T = requests.target_items >= 0
+    kept = keep_targets(requests, known_T)
+    loss_T = torch.full(known_T.shape, torch.nan, dtype=torch.float64)
+    nll_TL = code_nll(ranker.decoder(kept, ranker.items).logits, ranker.items.codes[kept.target_items])
+    loss_T[known_T] = nll_TL.mean(1).double()
+    return loss_T.numpy()
+
+
 def training_figures(model: Path) -> dict[str, np.ndarray]:
-    history = json.loads((model / "history.json").read_text())
-    losses = [row["validation_loss"] for row in history if "validation_loss" in row]
-    reports = [row for row in history if "flops" in row]
+    reports = [row for row in json.loads((model / "history.json").read_text()) if "flops" in row]
     work, targets = sum(row["flops"] for row in reports), sum(row["targets"] for row in reports)
     parameters = json.loads((model / "model.json").read_text())["parameters"]
     return {
-        "loss": np.array(losses[-1] if losses else np.nan),
         "MFLOP": np.array(work / max(targets, 1) / 1e6),
         "TFLOP": np.array(work / 1e12),
         "targets": np.array(targets / 1e3),
@@ -222,22 +245,47 @@ def kept_or_made(file: Path, config: Config, fresh: bool, make: Callable[[Config
     return row
 
 
-def table(rows: Mapping[str, Row], role: Role, columns: tuple[str, ...]) -> Iterator[str]:
-    """The lines of one role's table, in Markdown."""
-    own = rows[OWN][role]
-    yield f"{role}: {len(own[0]):,} positives of {len(np.unique(own[0])):,} users\n"
-    yield f"| row | recall@{CUTOFF} | minus {OWN} | ndcg@{CUTOFF} | minus {OWN} | " + " | ".join(columns) + " |"
-    yield "|---" * (5 + len(columns)) + "|"
-    base = np.column_stack(list(columns_of(own[3], (CUTOFF,)).values()))
-    for system, found in rows.items():
-        if not np.array_equal(found[role][:3], own[:3]):
+def table(rows: Mapping[str, Sequence[Row]], role: Role, columns: tuple[str, ...]) -> Iterator[str]:
+    """The lines of one role's table, in Markdown. `rows` are those of a system's seeds."""
+    own = rows[OWN][0]
+    user_T = own[role][0]
+    several = max(len(seeds) for seeds in rows.values()) > 1
+    names = [f"recall@{CUTOFF}", f"ndcg@{CUTOFF}", "loss"]
+    heads = [cell for name in names for cell in (name, f"minus {OWN}")]
+    heads += [f"{name} by seed" for name in (names[0], names[2]) if several] + list(columns)
+    yield f"{role}: {len(user_T):,} positives of {len(np.unique(user_T)):,} users\n"
+    yield f"| row | {' | '.join(heads)} |"
+    yield "|---" * (1 + len(heads)) + "|"
+    base_TM = figures(rows[OWN], role).mean(0)
+    for system, seeds in rows.items():
+        if any(not np.array_equal(seed[role][:3], own[role][:3]) for seed in seeds):
             raise ValueError(f"{system} was measured on other requests than {OWN}; start anew with --fresh.")
-        values = np.column_stack(list(columns_of(found[role][3], (CUTOFF,)).values()))
-        both = np.concatenate([values, values - base], axis=1)
-        draws = bootstrap_means(both, own[0], RESAMPLES, 0)
-        recall, ndcg, recall_gap, ndcg_gap = (interval(vars(each)) for each in estimates(both, draws, CONFIDENCE))
-        gaps = ("", "") if system == OWN else (recall_gap, ndcg_gap)
-        yield " | ".join([f"| {system}", recall, gaps[0], ndcg, gaps[1], *(shown(found, name) for name in columns)]) + " |"
+        values_STM = figures(seeds, role)
+        means, gaps = (intervals(values_TM, user_T) for values_TM in (values_STM.mean(0), values_STM.mean(0) - base_TM))
+        if np.nanmean(values_STM[..., 2]) >= TRAINED * seeds[0]["entropy"]:
+            means[2] += ", not trained"
+        if seeds[0]["codes"] != own["codes"]:
+            gaps[2] = ""
+        cells = [cell for mean, gap in zip(means, gaps, strict=True) for cell in (mean, "" if system == OWN else gap)]
+        if several:
+            cells += [", ".join(short(f"{mean:.4f}") for mean in np.nanmean(values_STM[..., m], 1)) for m in (0, 2)]
+        yield " | ".join([f"| {system}", *cells, *(shown(seeds, name) for name in columns)]) + " |"
+
+
+def figures(seeds: Sequence[Row], role: Role) -> np.ndarray:
+    """float64 [S, T, 3]: recall, NDCG and loss of every positive, by seed."""
+    found = [(*columns_of(seed[role][3], (CUTOFF,)).values(), seed[loss_of(role)]) for seed in seeds]
+    return np.array(found, np.float64).swapaxes(1, 2)
+
+
+def intervals(values_TC: np.ndarray, user_T: np.ndarray) -> list[str]:
+    """The mean of each column with its interval, over the positives for which it is a number."""
+    found = []
+    for column_T1 in np.split(values_TC, values_TC.shape[1], axis=1):
+        known_T = ~np.isnan(column_T1[:, 0])
+        draws = bootstrap_means(column_T1[known_T], user_T[known_T], RESAMPLES, 0)
+        found += estimates(column_T1[known_T], draws, CONFIDENCE)
+    return [interval(vars(each)) for each in found]
 
 
 def short(text: str) -> str:
@@ -249,10 +297,8 @@ def interval(cell: dict[str, float]) -> str:
     return short(interval_text(cell))
 
 
-def shown(row: Row, column: str) -> str:
-    value = float(row[column])
+def shown(seeds: Sequence[Row], column: str) -> str:
+    value = float(np.mean([seed[column] for seed in seeds]))
     if column == "shared":
         return f"{100 * value:.2f} %"
-    if column == "loss":
-        return f"{value:.4f}" + ("" if value < TRAINED * float(row["entropy"]) else ", not trained")
     return f"{value:,.1f}" if column.endswith("FLOP") else f"{value:,.0f}"

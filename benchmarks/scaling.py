@@ -20,19 +20,26 @@ of every one, whose mean is then fitted.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 
-from benchmarks.comparison import CONFIDENCE, OUT, RESAMPLES, Row, kept_or_made, parser_of, start, trained
+from benchmarks.comparison import (
+    CONFIDENCE,
+    FULL,
+    OUT,
+    RESAMPLES,
+    Row,
+    code_losses,
+    kept_or_made,
+    parser_of,
+    start,
+    trained,
+)
 from benchmarks.lakes import prepare
-from model.decoder import code_nll
 from model.flops import parameters
-from model.positives import keep_targets
 from model.ranking_metrics import bootstrap_means
 from pipelines.evaluate import ranker_of
 from pipelines.report_plots import ACCENT, FAINT, INK, canvas, save_svg
@@ -40,7 +47,6 @@ from schemas.calendar import Calendar
 from schemas.config import Config
 from schemas.lineage import EMBED, ITEM_PAIRS, ORGANISE, SEQUENCES, TOKENIZE, TRAIN
 
-FULL = os.environ.get("FULL") == "1"
 WIDTHS = (16, 32, 48, 64, 96, 128) + ((192,) if FULL else ())
 SEEDS = (0, 1, 2) if FULL else (0,)
 HEAD = 32  # values of an attention head, where the width has so many
@@ -95,15 +101,14 @@ def measured(config: Config, calendar: Calendar) -> Row:
         folder = models[TRAIN.name]
         ranker = ranker_of(context, folder, data.catalogue)
         users, losses = [], []
-        with torch.no_grad():
-            for queries in data.queries("test"):
-                requests = keep_targets(queries, queries.target_items >= 0)
-                codes_TL = ranker.items.codes[requests.target_items]
-                losses.append(code_nll(ranker.decoder(requests, ranker.items).logits, codes_TL).mean(1))
-                users.append(requests.user_ids[requests.target_rows()])
+        for requests in data.queries("test"):
+            losses.append(code_losses(ranker, requests))
+            users.append(requests.user_ids[requests.target_rows()].numpy())
         rows = [row for row in json.loads((folder / "history.json").read_text()) if "flops" in row]
         count = parameters(config.model, ranker.decoder.sizes)
-    user_T, loss_T = torch.cat(users).numpy(), torch.cat(losses).double().numpy()
+    user_T, loss_T = np.concatenate(users), np.concatenate(losses)
+    known = ~np.isnan(loss_T)
+    user_T, loss_T = user_T[known], loss_T[known]
     order = np.lexsort([loss_T, user_T])  # batches may come in another order; a user's targets are resampled together
     return {
         "user": user_T[order],

@@ -1,9 +1,8 @@
 """What do the choice of item vector, the balance of codes and the rule for collisions do to the model's recall?
 
-One way to make ids at a time differs from the configuration; see benchmarks/comparison.py. Losses of different ids do not
-compare.
+One way to make ids at a time differs from the configuration; see benchmarks/comparison.py.
 
-    python -m benchmarks.semantic_ids --config conf/kuairand.yaml [--set KEY=VALUE] [--only ROW] [--fresh]
+    python -m benchmarks.semantic_ids --config conf/kuairand.yaml [--set KEY=VALUE] [--only ROW] [--seeds N]
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ def vectors(*sources: Any, model: Any = "mlp") -> Change:
 COMPARISON = Comparison(
     "semantic_ids",
     {
-        "seed 1": changed("train", seed=1),
-        "seed 2": changed("train", seed=2),
         "vectors: content": vectors("text", "attributes"),
         "vectors: pairs": vectors("pairs"),
         "vectors: aligned, MLP": vectors("aligned"),

@@ -193,7 +193,7 @@ def _bisected(value_W: Tensor, up_to: Callable[[Tensor], Tensor], rank_K: Tensor
     """
     least = reducer.reduce(torch.cat([value_W, value_W.new_tensor([HIGHEST])]).min().reshape(1), "min")
     most = reducer.reduce(torch.cat([value_W, value_W.new_tensor([LOWEST])]).max().reshape(1), "max")
-    low_K, high_K = least.expand(len(rank_K)), most.expand(len(rank_K))
+    low_K, high_K = least.repeat(len(rank_K)), most.repeat(len(rank_K))
     while bool((low_K < high_K).any()):
         middle_K = (low_K & high_K) + ((low_K ^ high_K) >> 1)  # their mean, rounded down, without overflow
         enough_K = reducer.reduce(up_to(middle_K), "sum") >= rank_K

@@ -261,7 +261,12 @@ def table(rows: Mapping[str, Sequence[Row]], role: Role, columns: tuple[str, ...
         if any(not np.array_equal(seed[role][:3], own[role][:3]) for seed in seeds):
             raise ValueError(f"{system} was measured on other requests than {OWN}; start anew with --fresh.")
         values_STM = figures(seeds, role)
-        means, gaps = (intervals(values_TM, user_T) for values_TM in (values_STM.mean(0), values_STM.mean(0) - base_TM))
+        mean_TM = values_STM.mean(0)
+        both_T2M = np.stack([mean_TM, mean_TM - base_TM], axis=1)
+        known_T = ~np.isnan(both_T2M).any((1, 2))  # the others have ranks alone
+        (recall, ndcg), (recall_gap, ndcg_gap) = intervals(both_T2M[..., :2], user_T)
+        (loss,), (loss_gap,) = intervals(both_T2M[known_T, :, 2:], user_T[known_T])
+        means, gaps = [recall, ndcg, loss], [recall_gap, ndcg_gap, loss_gap]
         if np.nanmean(values_STM[..., 2]) >= TRAINED * seeds[0]["entropy"]:
             means[2] += ", not trained"
         if seeds[0]["codes"] != own["codes"]:
@@ -278,14 +283,12 @@ def figures(seeds: Sequence[Row], role: Role) -> np.ndarray:
     return np.array(found, np.float64).swapaxes(1, 2)
 
 
-def intervals(values_TC: np.ndarray, user_T: np.ndarray) -> list[str]:
-    """The mean of each column with its interval, over the positives for which it is a number."""
-    found = []
-    for column_T1 in np.split(values_TC, values_TC.shape[1], axis=1):
-        known_T = ~np.isnan(column_T1[:, 0])
-        draws = bootstrap_means(column_T1[known_T], user_T[known_T], RESAMPLES, 0)
-        found += estimates(column_T1[known_T], draws, CONFIDENCE)
-    return [interval(vars(each)) for each in found]
+def intervals(values_TGC: np.ndarray, user_T: np.ndarray) -> list[list[str]]:
+    """The mean of each column of each group with its interval; all share the draws of users."""
+    groups, columns = values_TGC.shape[1:]
+    flat_TM = values_TGC.reshape(len(values_TGC), -1)
+    found = estimates(flat_TM, bootstrap_means(flat_TM, user_T, RESAMPLES, 0), CONFIDENCE)
+    return [[interval(vars(each)) for each in found[g * columns : (g + 1) * columns]] for g in range(groups)]
 
 
 def short(text: str) -> str:
